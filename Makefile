@@ -1,0 +1,97 @@
+PYTHON ?= python3
+# Whatever pip takes: make demo TORCH="torch==2.13.0 --index-url URL"
+TORCH ?= $(shell cat constraints.txt)
+PYTEST_ARGS ?=
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+CONSTRAIN := -c .venv/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-build-isolation
+PYTEST := $(BIN)/python -m pytest -q tests $(PYTEST_ARGS)
+WORKFLOW := $(BIN)/cmake --workflow --preset
+CXX_SOURCES := $(shell find csrc tests/native -name '*.cc' -o -name '*.h')
+
+.PHONY: demo test test-all test-native test-neon test-asan test-slow test-isa build lint tidy format clean
+
+demo: build
+	$(BIN)/fedcodec simulate --output out/demo
+
+test: build
+	$(PYTEST)
+
+# CI reads the closing line of the last run, so one that has passing tests on every machine ends it.
+test-all: lint tidy test-native test-neon test-asan test-slow test-isa
+
+test-native: build
+	$(WORKFLOW) native
+	$(WORKFLOW) native-asan
+
+test-neon: build
+ifeq ($(shell command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64),)
+	@echo "skipped: the NEON kernels need g++-aarch64-linux-gnu and qemu-user"
+else
+	$(WORKFLOW) aarch64
+endif
+
+# An environment of its own, which finds all other packages in the first one. libstdc++ is preloaded
+# as well, or the first exception dies; pytest must leave stderr to the sanitizers' reports.
+test-asan: build
+	$(BIN)/python -m venv --without-pip build/asan
+	$(BIN)/python -c 'import site; print(*site.getsitepackages())' \
+	  > "$$(build/asan/bin/python -c 'import site; print(*site.getsitepackages())')/deps.pth"
+	FEDCODEC_SANITIZE=address,undefined $(PIP) --python build/asan/bin/python install --quiet \
+	  --no-build-isolation --no-deps -C cmake.build-type=RelWithDebInfo .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  build/asan/bin/python -m pytest -q tests --capture=sys -m 'native and not slow' $(PYTEST_ARGS)
+
+test-slow: build
+	$(PYTEST) -m slow
+
+test-isa: build
+	isas=$$($(BIN)/python -c 'from fedcodec import ops; print(*ops.available())') && \
+	for isa in $$isas; do \
+	  echo "FEDCODEC_ISA=$$isa"; \
+	  FEDCODEC_ISA=$$isa $(PYTEST) -m 'native and not slow' || exit; \
+	done
+
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+# One stamp stands for all: they share their bodies.
+tidy: .venv/dev
+	$(BIN)/cmake --preset native
+	$(BIN)/clang-tidy --quiet -p build/native csrc/*.cc csrc/cpu/baseline.cc csrc/cpu/dispatch.cc
+
+format: .venv/dev
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+build: .venv/built
+
+# torch first and alone, so that no dependency chooses another build of it. The pure-Python build
+# stands in for the package here: it needs no compiler, so a compile error costs no installation.
+.venv/deps: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("fedcodec needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) list --format=freeze | grep '^torch==' > .venv/constraints.txt
+	$(PIP) install --quiet $(CONSTRAIN) 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja
+	FEDCODEC_NATIVE=OFF $(INSTALL) $(CONSTRAIN) '.[test]'
+	touch $@
+
+.venv/built: .venv/deps CMakeLists.txt $(CXX_SOURCES)
+	$(INSTALL) --no-deps --editable .
+	touch $@
+
+.venv/dev: .venv/deps | .venv/built
+	$(INSTALL) $(CONSTRAIN) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
