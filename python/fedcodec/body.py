@@ -1,0 +1,577 @@
+"""Bodies of payloads in Python: docs/format.md section 4, the twin of csrc/body.cc.
+
+Every call takes its kernels as `ops`: `fedcodec.ops.reference` or another backend with the same functions.
+
+A *tensor* is ``(array, dtype id, shape)`` with a 1-D array: of float32, float64 or the wire's storage (uint16 for the
+16-bit floats) for floats, bytes as uint8 for the rest; where nothing is read or written the array is None.
+A *segment* is ``(tensor indices, coder)``, a coder ``("coder", select, quantize)`` or ``("residual", coder, coder)``:
+
+========  =======================================================================================================
+select    None, ``("mask", bits, n)``; to encode ``("topk", scope, [k])``, ``("threshold", scope, value)``,
+          ``("percentile", scope, p, interpolation)``, ``("random", scope, [k], [seed])``, with one k and seed a group;
+          to decode ``("sparse", scope)``, ``("random", scope)``. Scope 0 is one flat space, 1 each tensor.
+quantize  None, ``("integer", bits, granularity, size)``, to encode followed by ``(stochastic, codec seed, call seed)``;
+          ``("sign",)``; ``("cast", dtype id)``; ``("python", quantizer)``, to encode followed by a seed.
+========  =======================================================================================================
+
+A Python quantizer has ``encode_values(values, seed) -> bytes`` and ``decode_values(data, n) -> float32 array``; its
+values travel as varint length and bytes, whatever their size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate as running_sum
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import dtypes
+from .errors import DecodeError
+from .ops.reference import round_down
+from .reader import Reader, varint
+
+Array = npt.NDArray[Any]
+Buffer = bytes | bytearray | memoryview
+Tensor = tuple[Any, int, tuple[int, ...]]
+Coder = tuple[Any, ...]
+Segment = tuple[Sequence[int], Coder]
+
+FLOAT32, FLOAT16, BFLOAT16, FLOAT64, BOOL = 1, 2, 3, 4, 16
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+_EXACT = {
+    8: "i1",
+    9: "<i2",
+    10: "<i4",
+    11: "<i8",
+    12: "u1",
+    13: "<u2",
+    14: "<u4",
+    15: "<u8",
+    16: "u1",
+}
+
+
+class NonFinite(Exception):
+    """A value that may not travel: (tensor index, element index, value, dtype id it overflows in, or 0)."""
+
+
+class _Group(NamedTuple):
+    members: list[int]
+    ends: list[int]  # of the members in the flat space
+    dtype: int  # of values that travel as they are
+    shape: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @property
+    def work(self) -> npt.DTypeLike:
+        return _work(self.dtype)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Find the tensor and its element at a position of the flat space."""
+        member = int(np.searchsorted(self.ends, position, side="right"))
+        return self.members[member], position - (self.ends[member - 1] if member else 0)
+
+
+class _Piece(NamedTuple):
+    """What one tensor gets of a coding: values of all its elements, or those at `positions`; the rest is zero."""
+
+    tensor: int
+    positions: Array | None
+    values: Array
+
+
+def _size(tensor: Tensor) -> int:
+    return math.prod(tensor[2])
+
+
+def _work(dtype: int) -> npt.DTypeLike:
+    return np.float64 if dtype == FLOAT64 else np.float32
+
+
+def _floats(tensors: Sequence[Tensor], indices: Sequence[int]) -> list[int]:
+    return [i for i in indices if dtypes.BY_ID[tensors[i][1]].is_float]
+
+
+def _groups(tensors: Sequence[Tensor], floats: Sequence[int], select: Any) -> list[_Group]:
+    if select is not None and (select[0] == "mask" or select[1] == 0):
+        kinds = {tensors[i][1] for i in floats}
+        dtype = kinds.pop() if len(kinds) == 1 else FLOAT64 if FLOAT64 in kinds else FLOAT32
+        ends = list(running_sum(_size(tensors[i]) for i in floats))
+        return [_Group(list(floats), ends, dtype, (ends[-1] if ends else 0,))]
+    return [_Group([i], [_size(tensors[i])], tensors[i][1], tensors[i][2]) for i in floats]
+
+
+def _grid(quantize: Any, group: _Group, m: int) -> tuple[int, int]:
+    _, _, granularity, size, *_ = quantize
+    if granularity == "block":
+        return size, -(-m // size)
+    if granularity == "channel" and size < len(group.shape):
+        return math.prod(group.shape[size + 1 :]), group.shape[size]
+    return m, 1
+
+
+def _travels_raw(quantize: Any, group: _Group, m: int) -> bool:
+    if quantize is None:
+        return True
+    kind = quantize[0]
+    if kind == "python":
+        return False
+    if kind == "integer":
+        coded = 4 * _grid(quantize, group, m)[1] + (m * quantize[1] + 7) // 8
+    else:
+        coded = 4 + (m + 7) // 8 if kind == "sign" else 2 * m
+    return bool(m * dtypes.BY_ID[group.dtype].itemsize <= coded)
+
+
+def _pieces(group: _Group, positions: Array | None, values: Array) -> Iterator[_Piece]:
+    starts = [0, *group.ends[:-1]]
+    if positions is None:
+        for tensor, start, end in zip(group.members, starts, group.ends, strict=True):
+            yield _Piece(tensor, None, values[start:end])
+        return
+    cuts = np.searchsorted(positions, [0, *group.ends])
+    for tensor, start, low, high in zip(group.members, starts, cuts[:-1], cuts[1:], strict=True):
+        yield _Piece(tensor, positions[low:high] - start, values[low:high])
+
+
+def _dense(
+    tensors: Sequence[Tensor], floats: Sequence[int], pieces: list[_Piece]
+) -> dict[int, Array]:
+    """The pieces as whole tensors in the type that their sums are made in."""
+    whole = {i: np.zeros(_size(tensors[i]), _work(tensors[i][1])) for i in floats}
+    with np.errstate(over="ignore"):
+        for piece in pieces:
+            where = slice(None) if piece.positions is None else piece.positions
+            whole[piece.tensor][where] = piece.values
+    return whole
+
+
+def _sum(first: dict[int, Array], second: dict[int, Array]) -> list[_Piece]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [_Piece(i, None, first[i] + second[i]) for i in first]
+
+
+def _cast(values: Array, dtype: int, ops: ModuleType) -> tuple[Array, int | None]:
+    """Values in a dtype's storage, and where the first of them is not finite."""
+    if dtype in (FLOAT32, FLOAT64):
+        with np.errstate(over="ignore"):
+            cast = values.astype(_work(dtype), copy=False)
+        return cast, _first(~np.isfinite(cast))
+    bits: Array = ops.narrow(values, dtypes.BY_ID[dtype].name)
+    infinity = 0x7C00 if dtype == FLOAT16 else 0x7F80
+    return bits, _first((bits & 0x7FFF) >= infinity)
+
+
+def _first(wrong: Array) -> int | None:
+    return int(wrong.argmax()) if wrong.any() else None
+
+
+# --- encoding -----------------------------------------------------------------------------------------------------
+
+
+def _work_values(tensors: Sequence[Tensor], i: int, ops: ModuleType) -> Array:
+    array, dtype, _ = tensors[i]
+    values: Array = (
+        ops.widen(array, dtypes.BY_ID[dtype].name) if array.dtype == np.uint16 else array
+    )
+    wrong = _first(~np.isfinite(values))
+    if wrong is not None:
+        raise NonFinite(i, wrong, float(values[wrong]), 0)
+    return values
+
+
+class _Encoder:
+    def __init__(self, tensors: Sequence[Tensor], first: int, ops: ModuleType) -> None:
+        self.tensors = tensors
+        self.drawn = first
+        self.decodes = False
+        self.ops = ops
+        self.out: list[Any] = []
+
+    def segment(self, indices: Sequence[int], coder: Coder) -> None:
+        floats = _floats(self.tensors, indices)
+        work = {i: _work_values(self.tensors, i, self.ops) for i in floats}
+        # Only a sum, or a scale that tensors share, can take a value that fits out of its dtype.
+        narrow = any(self.tensors[i][1] in (FLOAT16, BFLOAT16) for i in floats)
+        self.decodes = narrow or coder[0] == "residual"
+        pieces = self.coder(coder, floats, work)
+        for piece in pieces if self.decodes else ():
+            dtype = self.tensors[piece.tensor][1]
+            _, wrong = _cast(piece.values, dtype, self.ops)
+            if wrong is not None:
+                element = wrong if piece.positions is None else int(piece.positions[wrong])
+                raise NonFinite(piece.tensor, element, float(work[piece.tensor][element]), dtype)
+        for i in indices:
+            if i not in work:
+                array, dtype, _ = self.tensors[i]
+                self.out.append(array != 0 if dtype == BOOL else array)
+
+    def coder(self, coder: Coder, floats: list[int], work: dict[int, Array]) -> list[_Piece]:
+        """Write a coding and return what it decodes to, where `decodes`."""
+        kind, one, two = coder
+        if kind == "residual":
+            first = _dense(self.tensors, floats, self.coder(one, floats, work))
+            with np.errstate(over="ignore"):
+                missed = {i: work[i] - first[i] for i in floats}
+            for i, values in missed.items():
+                wrong = _first(~np.isfinite(values))
+                if wrong is not None:
+                    raise NonFinite(i, wrong, float(work[i][wrong]), self.tensors[i][1])
+            return _sum(first, _dense(self.tensors, floats, self.coder(two, floats, missed)))
+        pieces: list[_Piece] = []
+        for number, group in enumerate(_groups(self.tensors, floats, one)):
+            if group.n == 0:
+                continue
+            parts = [work[i].astype(group.work, copy=False) for i in group.members]
+            positions, values = self.select(one, number, group, parts, two)
+            if values.size:
+                values = self.values(two, group, positions, values)
+            pieces.extend(_pieces(group, positions, values))
+        return pieces
+
+    def select(
+        self, select: Any, number: int, group: _Group, parts: list[Array], quantize: Any
+    ) -> tuple[Array | None, Array]:
+        if select is None:
+            return None, parts[0]
+        kind = select[0]
+        if kind == "mask":
+            _, bits, n = select
+            if n != group.n:
+                raise ValueError(f"a mask over {n} values for {group.n}")
+            positions = np.flatnonzero(self.ops.unpack_mask(np.frombuffer(bits, np.uint8), n))
+            return positions, np.concatenate(parts)[positions]
+        if kind == "random":
+            k, seed = select[2][number], select[3][number]
+            self.out.append(varint(k) + seed.to_bytes(8, "little"))
+            positions = self.ops.random_positions(group.n, k, seed)
+            return positions, np.concatenate(parts)[positions]
+        ties = 0
+        if kind == "topk":
+            k = select[2][number]
+            if quantize is not None and quantize[0] == "sign":
+                k = min(k, sum(int(np.count_nonzero(part)) for part in parts))
+            threshold, ties = self.ops.topk_threshold(parts, k)
+        elif kind == "threshold":
+            threshold = round_down(select[2], group.work)
+        else:
+            threshold = self.ops.percentile_threshold(parts, select[2], select[3])
+        positions, values = self.ops.compact(parts, threshold, ties)
+        self.out.append(self.ops.pack_sparse(positions, group.n))
+        return positions, values
+
+    def values(self, quantize: Any, group: _Group, positions: Array | None, values: Array) -> Array:
+        """Write the kept values of a group, at least one, and return what they decode to, where `decodes`."""
+        ops = self.ops
+        raw = _travels_raw(quantize, group, values.size)
+        if raw or quantize[0] == "cast":
+            dtype = group.dtype if raw else quantize[1]
+            storage = self.fitted(values, dtype, group, positions)
+            self.out.append(storage)
+            return _widened(storage, dtype, ops)
+        values = self.fitted(values, FLOAT32, group, positions)
+        if quantize[0] == "integer":
+            _, bits, _, _, stochastic, codec_seed, call_seed = quantize
+            grid = _grid(quantize, group, values.size)
+            draw = (codec_seed, call_seed, self.drawn) if stochastic else None
+            codes, scales = ops.quantize(values, bits, *grid, draw)
+            self.drawn += values.size if stochastic else 0
+            self.out += [scales, codes if bits == 8 else ops.pack_codes(codes, bits)]
+            if self.decodes:
+                values = ops.dequantize(codes, scales, bits, *grid)
+        elif quantize[0] == "sign":
+            magnitude = ops.mean_magnitude(values)
+            signs = ops.pack_signs(values)
+            self.out += [np.float32(magnitude).tobytes(), signs]
+            if self.decodes:
+                values = ops.unpack_signs(signs, magnitude, values.size)
+        else:
+            _, quantizer, seed = quantize
+            data = quantizer.encode_values(values, seed)
+            self.out += [varint(len(data)), data]
+            if self.decodes:
+                values = _decode_python(quantizer, data, values.size, None)
+        return values
+
+    def fitted(self, values: Array, dtype: int, group: _Group, positions: Array | None) -> Array:
+        storage, wrong = _cast(values, dtype, self.ops)
+        if wrong is not None:
+            place = wrong if positions is None else int(positions[wrong])
+            raise NonFinite(*group.locate(place), float(values[wrong]), dtype)
+        return storage
+
+
+def _widened(storage: Array, dtype: int, ops: ModuleType) -> Array:
+    wide: Array = (
+        ops.widen(storage, dtypes.BY_ID[dtype].name) if dtype in (FLOAT16, BFLOAT16) else storage
+    )
+    return wide
+
+
+def encode(
+    header: bytes,
+    tensors: Sequence[Tensor],
+    segments: Sequence[Segment],
+    seal: bool,
+    first: int = 0,
+    *,
+    ops: ModuleType,
+) -> bytes:
+    """Return `header`, the body and, with `seal`, the CRC-32 of both.
+
+    `first` is how many values the call has quantized stochastically before. Raises `NonFinite`.
+    """
+    encoder = _Encoder(tensors, first, ops)
+    encoder.out.append(header)
+    for indices, coder in segments:
+        encoder.segment(indices, coder)
+    payload = b"".join(encoder.out)
+    return payload + ops.crc32(payload).to_bytes(4, "little") if seal else payload
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+def _decode_python(quantizer: Any, data: bytes, n: int, offset: int | None) -> Array:
+    try:
+        values: Any = quantizer.decode_values(data, n)
+    except Exception as error:
+        raise DecodeError(f"the quantizer refuses its values: {error!r}", offset) from error
+    if not isinstance(values, np.ndarray) or values.shape != (n,) or values.dtype != np.float32:
+        raise DecodeError(f"the quantizer returned no {n} float32 values", offset)
+    if not np.isfinite(values).all():
+        raise DecodeError("the quantizer returned a value that is not finite", offset)
+    return values
+
+
+class _Decoder:
+    def __init__(
+        self, payload: Buffer, start: int, stop: int, tensors: Sequence[Tensor], ops: ModuleType
+    ) -> None:
+        self.reader = Reader(payload, start, stop)
+        self.tensors = tensors
+        self.ops = ops
+
+    def array(self, n: int, dtype: npt.DTypeLike) -> Array:
+        kind = np.dtype(dtype)
+        return np.frombuffer(self.reader.take(n * kind.itemsize), kind)
+
+    def floats(self, dtype: int, n: int) -> Array:
+        """`n` finite values of a float dtype, widened."""
+        start = self.reader.offset
+        values = _widened(self.array(n, dtypes.BY_ID[dtype].storage), dtype, self.ops)
+        wrong = _first(~np.isfinite(values))
+        if wrong is not None:
+            raise DecodeError("a value is not finite", start + wrong * dtypes.BY_ID[dtype].itemsize)
+        return values
+
+    def magnitudes(self, n: int) -> Array:
+        start = self.reader.offset
+        values = self.floats(FLOAT32, n)
+        wrong = _first(np.signbit(values))
+        if wrong is not None:
+            raise DecodeError("a scale or magnitude is negative", start + 4 * wrong)
+        return values
+
+    def bits(self, n: int) -> Array:
+        bits = self.array((n + 7) // 8, np.uint8)
+        if n % 8 and bits[-1] >> n % 8:
+            raise DecodeError("padding bits are not zero", self.reader.offset - 1)
+        return bits
+
+    def body(self, segments: Sequence[Segment]) -> tuple[list[_Piece], dict[int, Array]]:
+        """Read everything: the floats' pieces in their storage, and the other tensors' elements."""
+        pieces: list[_Piece] = []
+        exact: dict[int, Array] = {}
+        for indices, coder in segments:
+            floats = _floats(self.tensors, indices)
+            start = self.reader.offset
+            for piece in self.coder(coder, floats):
+                dtype = self.tensors[piece.tensor][1]
+                values, wrong = _cast(piece.values, dtype, self.ops)
+                if wrong is not None:
+                    raise DecodeError(
+                        f"a value decodes to infinity in {dtypes.BY_ID[dtype].name}", start
+                    )
+                pieces.append(piece._replace(values=values))
+            for i in indices:
+                if i not in floats:
+                    exact[i] = self.exact(self.tensors[i])
+        self.reader.end()
+        return pieces, exact
+
+    def exact(self, tensor: Tensor) -> Array:
+        start = self.reader.offset
+        elements = self.array(_size(tensor), _EXACT[tensor[1]])
+        wrong = _first(elements > 1) if tensor[1] == BOOL else None
+        if wrong is not None:
+            raise DecodeError("a bool is neither 0 nor 1", start + wrong)
+        return elements
+
+    def coder(self, coder: Coder, floats: list[int]) -> list[_Piece]:
+        kind, one, two = coder
+        if kind == "residual":
+            first = _dense(self.tensors, floats, self.coder(one, floats))
+            return _sum(first, _dense(self.tensors, floats, self.coder(two, floats)))
+        pieces: list[_Piece] = []
+        for group in _groups(self.tensors, floats, one):
+            if group.n == 0:
+                continue
+            positions = self.positions(one, two, group)
+            m = group.n if positions is None else positions.size
+            values = self.values(two, group, m) if m else np.zeros(0, np.float32)
+            pieces.extend(_pieces(group, positions, values))
+        return pieces
+
+    def positions(self, select: Any, quantize: Any, group: _Group) -> Array | None:
+        if select is None:
+            return None
+        start = self.reader.offset
+        if select[0] == "mask":
+            _, bits, n = select
+            if n != group.n:
+                raise DecodeError(f"the mask is over {n} values, the group has {group.n}", start)
+            return np.flatnonzero(self.ops.unpack_mask(np.frombuffer(bits, np.uint8), n))
+        positions: Array
+        if select[0] == "random":
+            k = self.reader.varint()
+            if k > group.n:
+                raise DecodeError(f"{k} positions out of {group.n}", start)
+            # A value takes a bit at least, but for Python's: nothing is drawn for what cannot follow.
+            if k // 8 > self.reader.remaining and not (quantize and quantize[0] == "python"):
+                raise DecodeError(f"{k} values do not follow", start)
+            positions = self.ops.random_positions(
+                group.n, k, int.from_bytes(self.reader.take(8), "little")
+            )
+            return positions
+        try:
+            positions, used = self.ops.unpack_sparse(self.reader.rest(), group.n)
+        except DecodeError as error:
+            raise DecodeError(str(error.args[0]), start + (error.offset or 0)) from None
+        self.reader.take(used)
+        return positions
+
+    def values(self, quantize: Any, group: _Group, m: int) -> Array:
+        ops = self.ops
+        if _travels_raw(quantize, group, m):
+            return self.floats(group.dtype, m)
+        if quantize[0] == "cast":
+            return self.floats(quantize[1], m)
+        values: Array
+        if quantize[0] == "integer":
+            bits = quantize[1]
+            grid = _grid(quantize, group, m)
+            scales = self.magnitudes(grid[1])
+            codes = (
+                self.array(m, np.int8)
+                if bits == 8
+                else ops.unpack_codes(self.bits(m * bits), bits, m)
+            )
+            values = ops.dequantize(codes, scales, bits, *grid)
+        elif quantize[0] == "sign":
+            magnitude = float(self.magnitudes(1)[0])
+            values = ops.unpack_signs(self.bits(m), magnitude, m)
+        else:
+            start = self.reader.offset
+            data = bytes(self.reader.take(self.reader.varint()))
+            values = _decode_python(quantize[1], data, m, start)
+        return values
+
+
+def _open(
+    payload: Buffer,
+    start: int,
+    stop: int,
+    tensors: Sequence[Tensor],
+    segments: Sequence[Segment],
+    ops: ModuleType,
+) -> tuple[list[_Piece], dict[int, Array]]:
+    return _Decoder(payload, start, stop, tensors, ops).body(segments)
+
+
+def decode(
+    payload: Buffer,
+    start: int,
+    stop: int,
+    tensors: Sequence[Tensor],
+    segments: Sequence[Segment],
+    *,
+    ops: ModuleType,
+) -> None:
+    """Write the body ``payload[start:stop]`` into the tensors' arrays, or raise `DecodeError` and write nothing."""
+    pieces, exact = _open(payload, start, stop, tensors, segments, ops)
+    for i, positions, values in pieces:
+        if positions is None:
+            tensors[i][0][...] = values
+        else:
+            tensors[i][0].fill(0)
+            tensors[i][0][positions] = values
+    for i, elements in exact.items():
+        tensors[i][0][...] = elements.view(np.uint8)
+
+
+def _largest(tensors: Sequence[Tensor], piece: _Piece, ops: ModuleType) -> float:
+    values = _widened(piece.values, tensors[piece.tensor][1], ops)
+    return float(np.abs(values).max(initial=0.0))
+
+
+def accumulate(
+    payload: Buffer,
+    start: int,
+    stop: int,
+    tensors: Sequence[Tensor],
+    segments: Sequence[Segment],
+    accumulators: Sequence[Array],
+    weight: float,
+    bound: float,
+    *,
+    ops: ModuleType,
+) -> float:
+    """Add `weight` times the decoded body to the accumulators, or raise `DecodeError` and add nothing.
+
+    `bound` is at least what every float32 accumulator can hold by now; the result, to be added to it, is the largest
+    magnitude that this call has added to one. Other tensors than floats go to float64 accumulators.
+    """
+    pieces, exact = _open(payload, start, stop, tensors, segments, ops)
+    added = 0.0
+    for piece in pieces:
+        narrow = accumulators[piece.tensor].dtype == np.float32
+        largest = _largest(tensors, piece, ops)
+        if not math.isfinite(weight * largest) or (narrow and largest > FLOAT32_MAX):
+            raise DecodeError("a weighted value is infinite", start)
+        if narrow:
+            added = max(added, abs(weight) * largest)
+    if not bound + added <= FLOAT32_MAX:
+        raise DecodeError("the sum could leave float32's range", start)
+    for i, positions, storage in pieces:
+        values = _widened(storage, tensors[i][1], ops)
+        if values.dtype == np.float64 and accumulators[i].dtype == np.float32:
+            values = ops.narrow(values, "float32")
+        if positions is None:
+            ops.accumulate(accumulators[i], values, weight)
+        else:
+            ops.accumulate_sparse(accumulators[i], positions, values, weight)
+    for i, elements in exact.items():
+        ops.accumulate(accumulators[i], elements.astype(np.float64), weight)
+    return added
+
+
+def check(
+    payload: Buffer,
+    start: int,
+    stop: int,
+    tensors: Sequence[Tensor],
+    segments: Sequence[Segment],
+    *,
+    ops: ModuleType,
+) -> float:
+    """Validate the body ``payload[start:stop]`` and return its largest float magnitude."""
+    pieces, _ = _open(payload, start, stop, tensors, segments, ops)
+    return max((_largest(tensors, piece, ops) for piece in pieces), default=0.0)

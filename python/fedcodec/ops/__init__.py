@@ -1,0 +1,1264 @@
+"""The kernels of fedcodec as public functions: one name each, whatever runs them.
+
+Every function checks its arguments and calls the backend in use: the best native instruction set of this processor, or
+the NumPy oracle where nothing is compiled. All backends give the same bits (docs/numerics.md). `use` chooses one,
+`active` and `available` name them; the environment variable ``FEDCODEC_ISA`` chooses from outside.
+
+Arrays of any shape are taken in row-major order. float16 and bfloat16 travel between functions as their bits in uint16
+(`narrow`, `widen`). Not-a-number and infinity raise `NonFiniteError`, a wrong dtype `TypeError`, a wrong size or range
+`ValueError`.
+
+>>> import numpy as np
+>>> from fedcodec import ops
+>>> update = np.array([0.5, -3, 0.25, 2], np.float32)
+>>> threshold, ties = ops.topk_threshold(update, 2)
+>>> positions, values = ops.compact(update, threshold, ties)
+>>> codes, scales = ops.quantize_int8(values)
+>>> restored = np.zeros_like(update)
+>>> ops.scatter(positions, ops.dequantize_int8(codes, scales), restored)
+>>> restored
+array([ 0.      , -3.      ,  0.      ,  2.007874], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import operator
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BackendError, NonFiniteError
+from . import reference
+from .reference import (
+    Array,
+    Bits,
+    Codes,
+    Draw,
+    Float32,
+    Interpolation,
+    Mask,
+    Narrow,
+    Positions,
+    Words,
+)
+
+__all__ = [
+    "accumulate",
+    "accumulate_codes",
+    "accumulate_sparse",
+    "active",
+    "apply_mask",
+    "available",
+    "backend",
+    "compact",
+    "crc32",
+    "dequantize",
+    "dequantize_int8",
+    "dequantize_kbit",
+    "draw_seed",
+    "mean_magnitude",
+    "narrow",
+    "pack_codes",
+    "pack_mask",
+    "pack_signs",
+    "pack_sparse",
+    "percentile_threshold",
+    "philox",
+    "quantize",
+    "quantize_int8",
+    "quantize_kbit",
+    "random_positions",
+    "scatter",
+    "topk_threshold",
+    "unpack_codes",
+    "unpack_mask",
+    "unpack_signs",
+    "unpack_sparse",
+    "use",
+    "widen",
+]
+
+_U32 = (1 << 32) - 1
+_U64 = (1 << 64) - 1
+_MAX_SIZE = (1 << 63) - 1
+
+
+# --- backends -----------------------------------------------------------------------------------------------------
+
+_backend: ModuleType | None = None
+
+
+def _native() -> ModuleType | None:
+    # Looked for, not tried: a native module that is there but broken must not pass for an absent one.
+    if importlib.util.find_spec("fedcodec._native") is None:
+        return None
+    return importlib.import_module("fedcodec._native")
+
+
+def available() -> tuple[str, ...]:
+    """Name the backends that can be used here, the default last.
+
+    Returns
+    -------
+    tuple of str
+        "reference" and, where compiled and supported by this processor, "baseline", "avx2", "avx512", "neon".
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.available()[0]
+    'reference'
+    """
+    native = _native()
+    names = [] if native is None else [name for name, usable in native.isas() if usable]
+    return ("reference", *names)
+
+
+def use(name: str) -> None:
+    """Make a backend the one that all calls of this process run on.
+
+    Parameters
+    ----------
+    name : str
+        One of `available`.
+
+    Raises
+    ------
+    BackendError
+        If there is no such backend here.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> before = ops.active()
+    >>> ops.use("reference")
+    >>> ops.active()
+    'reference'
+    >>> ops.use(before)
+    """
+    global _backend
+    names = available()
+    if name not in names:
+        raise BackendError(f"backend {name!r} cannot be used here; available: {', '.join(names)}")
+    if name == "reference":
+        _backend = reference
+    else:
+        cast(ModuleType, _native()).set_isa(name)
+        _backend = importlib.import_module("fedcodec.ops.cpu")
+
+
+def backend() -> ModuleType:
+    """Return the module in use, with these functions less the checks: for callers that made them.
+
+    Raises
+    ------
+    BackendError
+        If ``FEDCODEC_ISA`` names none that can be used here.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.backend().crc32(b"123456789") == 0xCBF43926
+    True
+    """
+    if _backend is None:
+        use(os.environ.get("FEDCODEC_ISA") or available()[-1])
+    return cast(ModuleType, _backend)
+
+
+def active() -> str:
+    """Return the name of the backend in use.
+
+    Raises
+    ------
+    BackendError
+        If ``FEDCODEC_ISA`` names none that can be used here.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.active() in ops.available()
+    True
+    """
+    if backend() is reference:
+        return "reference"
+    return str(cast(ModuleType, _native()).isa())
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+def _integer(name: str, value: Any, least: int, most: int = _MAX_SIZE) -> int:
+    number = operator.index(value)
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {number}, it must be from {least} to {most}")
+    return number
+
+
+def _flat(name: str, array: npt.ArrayLike, *kinds: npt.DTypeLike) -> Array:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.dtype not in kinds:
+        names = " or ".join(np.dtype(kind).name for kind in kinds)
+        raise TypeError(f"{name} has dtype {flat.dtype}, it must be {names}")
+    return flat
+
+
+def _finite(name: str, values: Array) -> Array:
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise NonFiniteError(f"{name}: element {place} is {values[place]}")
+    return values
+
+
+def _floats(values: npt.ArrayLike) -> Array:
+    return _finite("values", _flat("values", values, np.float32, np.float64))
+
+
+def _singles(values: npt.ArrayLike) -> Float32:
+    flat = _floats(values)
+    if flat.dtype == np.float32:
+        return flat
+    with np.errstate(over="ignore"):
+        return _finite("values as float32", flat.astype(np.float32))
+
+
+def _parts(values: Any) -> list[Array]:
+    parts = (
+        [_floats(part) for part in values]
+        if isinstance(values, (list, tuple))
+        else [_floats(values)]
+    )
+    if any(part.dtype == np.float64 for part in parts):
+        return [part.astype(np.float64, copy=False) for part in parts]
+    return parts
+
+
+def _bits(bits: npt.ArrayLike | bytes, n: int) -> Bits:
+    raw = (
+        np.frombuffer(bits, np.uint8) if isinstance(bits, (bytes, bytearray, memoryview)) else bits
+    )
+    flat: Bits = _flat("bits", raw, np.uint8)
+    if flat.size != (n + 7) // 8:
+        raise ValueError(f"{n} bits take {(n + 7) // 8} bytes, not {flat.size}")
+    return flat
+
+
+def _positions(positions: npt.ArrayLike, n: int) -> Positions:
+    array = np.asarray(positions)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"positions have dtype {array.dtype}, it must be an integer one")
+    flat = np.ascontiguousarray(array, np.int64).reshape(-1)
+    if flat.size and not (flat[0] >= 0 and flat[-1] < n and (np.diff(flat) > 0).all()):
+        raise ValueError(f"positions must increase strictly, from 0 to below {n}")
+    return flat
+
+
+def _target(name: str, array: Any) -> Array:
+    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be a float32 or float64 array")
+    if not array.flags.c_contiguous or not array.flags.writeable:
+        raise ValueError(f"{name} must be contiguous and writable")
+    return array.reshape(-1)
+
+
+def _sized(name: str, array: Array, n: int) -> None:
+    if array.size != n:
+        raise ValueError(f"{name} has {array.size} elements, it must have {n}")
+
+
+def _weight(weight: float, accumulator: Array) -> float:
+    with np.errstate(over="ignore"):
+        usable = math.isfinite(accumulator.dtype.type(weight))
+    if not usable:
+        raise ValueError(f"weight is {weight}, it must be finite in {accumulator.dtype}")
+    return float(weight)
+
+
+def _values_for(accumulator: Array, values: npt.ArrayLike) -> Array:
+    return _singles(values) if accumulator.dtype == np.float32 else _floats(values)
+
+
+def _deliver(result: Array, out: Array | None) -> Array:
+    if out is None:
+        return result
+    if out.dtype != result.dtype or out.shape != result.shape:
+        raise ValueError(f"out must be an array of dtype {result.dtype} and shape {result.shape}")
+    np.copyto(out, result)
+    return out
+
+
+# --- selection ----------------------------------------------------------------------------------------------------
+
+
+def topk_threshold(values: npt.ArrayLike | Sequence[npt.ArrayLike], k: int) -> tuple[float, int]:
+    """Find the k-th largest magnitude.
+
+    Parameters
+    ----------
+    values : float32 or float64 array, or list of them
+        A list counts as one flat space; float64 if one of them is.
+    k : int
+        From 0 to the number of values.
+
+    Returns
+    -------
+    threshold : float
+        The k-th largest magnitude; infinity for k = 0.
+    ties : int
+        How many of the values equal to it belong to the k, those of the lowest positions first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.topk_threshold(np.array([1, -2, 2, 3], np.float32), 2)
+    (2.0, 1)
+    """
+    parts = _parts(values)
+    k = _integer("k", k, 0, sum(part.size for part in parts))
+    threshold, ties = backend().topk_threshold(parts, k)
+    return threshold, ties
+
+
+def percentile_threshold(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike],
+    percentile: float,
+    interpolation: Interpolation = "linear",
+) -> float:
+    """Find the percentile of all magnitudes, to keep what is strictly above it.
+
+    Parameters
+    ----------
+    values : float32 or float64 array, or list of them
+        A list counts as one flat space; float64 if one of them is.
+    percentile : float
+        From 0 to 100.
+    interpolation : {"linear", "lower", "higher"}
+        Between the two order statistics that the percentile falls between.
+
+    Returns
+    -------
+    float
+        Rounded down to the float type of the values; 0.0 of no values.
+
+    References
+    ----------
+    Paper 000, eq. 1: threshold = percentile(abs(W), p).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.percentile_threshold(np.array([1, -2, 3, 4], np.float32), 50)
+    2.5
+    """
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"percentile is {percentile}, it must be from 0 to 100")
+    if interpolation not in ("linear", "lower", "higher"):
+        raise ValueError(
+            f"interpolation is {interpolation!r}, it must be 'linear', 'lower' or 'higher'"
+        )
+    return float(backend().percentile_threshold(_parts(values), float(percentile), interpolation))
+
+
+def compact(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike], threshold: float, ties: int = 0
+) -> tuple[Positions, Array]:
+    """Keep the magnitudes above a threshold.
+
+    Parameters
+    ----------
+    values : float32 or float64 array, or list of them
+        A list counts as one flat space; float64 if one of them is.
+    threshold : float
+        Not negative.
+    ties : int
+        How many of those equal to the threshold are kept too, those of the lowest positions.
+
+    Returns
+    -------
+    positions : int64 array
+        Of those kept in the flat space, ascending.
+    values : array
+        Those kept, in this order.
+
+    References
+    ----------
+    Paper 000, eq. 2 and 3: mask = abs(w) > threshold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.compact(np.array([1, -2, 2, 3], np.float32), 2.0, ties=1)
+    (array([1, 3]), array([-2.,  3.], dtype=float32))
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}, it must not be negative")
+    parts = _parts(values)
+    ties = _integer("ties", ties, 0)
+    limit = reference.round_down(threshold, parts[0].dtype if parts else np.float32)
+    positions, kept = backend().compact(parts, limit, ties if limit == threshold else 0)
+    return positions, kept
+
+
+def random_positions(n: int, k: int, seed: int) -> Positions:
+    """Draw k of n positions, by a permutation that the seed keys.
+
+    Parameters
+    ----------
+    n, k : int
+        0 <= k <= n < 2**63.
+    seed : int
+        From 0 to 2**64 - 1; see `draw_seed`.
+
+    Returns
+    -------
+    int64 array of k
+        Ascending.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.random_positions(5, 5, seed=7)
+    array([0, 1, 2, 3, 4])
+    """
+    n = _integer("n", n, 0)
+    k, seed = _integer("k", k, 0, n), _integer("seed", seed, 0, _U64)
+    positions: Positions = backend().random_positions(n, k, seed)
+    return positions
+
+
+# --- masks --------------------------------------------------------------------------------------------------------
+
+
+def apply_mask(values: npt.ArrayLike, mask: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    """Zero what a mask does not keep.
+
+    Parameters
+    ----------
+    values : float32 or float64 array
+    mask : bool array
+        Of as many elements.
+    out : array, optional
+        Of the shape and dtype of the values; filled and returned.
+
+    Returns
+    -------
+    array
+        The values where the mask is True, +0 elsewhere.
+
+    References
+    ----------
+    Paper 000, eq. 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.apply_mask(np.array([1, 2], np.float32), [True, False])
+    array([1., 0.], dtype=float32)
+    """
+    flat, kept = _floats(values), _flat("mask", mask, np.bool_)
+    _sized("mask", kept, flat.size)
+    return _deliver(backend().apply_mask(flat, kept).reshape(np.shape(values)), out)
+
+
+def pack_mask(mask: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
+    """Pack bools to bits, the first into the least significant bit of the first byte.
+
+    Parameters
+    ----------
+    mask : bool array of n
+    out : uint8 array of ceil(n / 8), optional
+        Filled and returned.
+
+    Returns
+    -------
+    uint8 array of ceil(n / 8)
+        The bits that pad the last byte are zero.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.pack_mask([True, False, True])
+    array([5], dtype=uint8)
+    """
+    return _deliver(backend().pack_mask(_flat("mask", mask, np.bool_)), out)
+
+
+def unpack_mask(bits: npt.ArrayLike | bytes, n: int, *, out: Mask | None = None) -> Mask:
+    r"""Undo `pack_mask`.
+
+    Parameters
+    ----------
+    bits : uint8 array of ceil(n / 8), or bytes
+    n : int
+        Number of bools.
+    out : bool array of n, optional
+        Filled and returned.
+
+    Returns
+    -------
+    bool array of n
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.unpack_mask(b"\x05", 3)
+    array([ True, False,  True])
+    """
+    n = _integer("n", n, 0)
+    return _deliver(backend().unpack_mask(_bits(bits, n), n), out)
+
+
+# --- symmetric integers -------------------------------------------------------------------------------------------
+
+
+def _draw(draw: Draw | None) -> Draw | None:
+    if draw is None:
+        return None
+    codec_seed, call_seed, first = draw
+    return (
+        _integer("codec_seed", codec_seed, 0, _U64),
+        _integer("call_seed", call_seed, 0, _U64),
+        _integer("first", first, 0),
+    )
+
+
+def _grid(inner: int, channels: int, n: int) -> tuple[int, int]:
+    return _integer("inner", inner, 1), _integer("channels", channels, 1 if n else 0)
+
+
+def _grid_of(shape: tuple[int, ...], block_size: int | None, axis: int | None) -> tuple[int, int]:
+    n = math.prod(shape)
+    if axis is not None:
+        axis = _integer("axis", axis, 0)
+        if n and axis < len(shape):
+            return math.prod(shape[axis + 1 :]), shape[axis]
+    elif block_size is not None:
+        block_size = _integer("block_size", block_size, 1)
+        return block_size, -(-n // block_size)
+    return max(1, n), min(1, n)
+
+
+def _codes(codes: npt.ArrayLike, bits: int) -> Codes:
+    flat: Codes = _flat("codes", codes, np.int8)
+    end = 1 << (bits - 1)
+    if flat.size and not -end <= flat.min() <= flat.max() < end:
+        raise ValueError(f"codes of {bits} bits are from {-end} to {end - 1}")
+    return flat
+
+
+def _scales(scales: npt.ArrayLike, channels: int) -> Float32:
+    flat = _finite("scales", _flat("scales", scales, np.float32))
+    _sized("scales", flat, channels)
+    if np.signbit(flat).any():
+        raise ValueError("a scale is negative")
+    return flat
+
+
+def quantize(
+    values: npt.ArrayLike, bits: int, inner: int, channels: int, draw: Draw | None = None
+) -> tuple[Codes, Float32]:
+    """Quantize to symmetric integers; value i has the scale of channel (i / inner) mod channels.
+
+    Parameters
+    ----------
+    values : float32 or float64 array of n
+        float64 is rounded to float32 first.
+    bits : int
+        From 2 to 8.
+    inner, channels : int
+        At least 1.
+    draw : (codec seed, call seed, number of the first value), optional
+        Round stochastically by the words of `philox`; without it, to nearest even.
+
+    Returns
+    -------
+    codes : int8 array of n
+        From -L to L = 2**(bits - 1) - 1.
+    scales : float32 array of channels
+        With nearest rounding, value - code * scale is exact in float32.
+
+    References
+    ----------
+    Paper 003, uniform symmetric quantizer; paper 000, eq. 4 to 6, with L in the place of 2**bits - 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.quantize(np.array([2, -254, 1, 0], np.float32), bits=8, inner=2, channels=2)
+    (array([   1, -127,  127,    0], dtype=int8), array([2.        , 0.00787402], dtype=float32))
+    """
+    flat = _singles(values)
+    bits = _integer("bits", bits, 2, 8)
+    codes, scales = backend().quantize(flat, bits, *_grid(inner, channels, flat.size), _draw(draw))
+    return codes, scales
+
+
+def dequantize(
+    codes: npt.ArrayLike,
+    scales: npt.ArrayLike,
+    bits: int,
+    inner: int,
+    channels: int,
+    *,
+    out: Float32 | None = None,
+) -> Float32:
+    """Undo `quantize`.
+
+    Parameters
+    ----------
+    codes : int8 array of n
+        The most negative reads as its successor.
+    scales : float32 array of channels
+    bits, inner, channels : int
+        As for `quantize`.
+    out : float32 array of n, optional
+        Filled and returned.
+
+    Returns
+    -------
+    float32 array of n
+        code * scale, rounded to float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.dequantize(np.array([1, -127], np.int8), np.array([2], np.float32), 8, 2, 1)
+    array([   2., -254.], dtype=float32)
+    """
+    bits = _integer("bits", bits, 2, 8)
+    flat = _codes(codes, bits)
+    inner, channels = _grid(inner, channels, flat.size)
+    values = backend().dequantize(flat, _scales(scales, channels), bits, inner, channels)
+    return _deliver(_finite("decoded values", values), out)
+
+
+def quantize_kbit(
+    values: npt.ArrayLike,
+    bits: int,
+    *,
+    block_size: int | None = 1024,
+    axis: int | None = None,
+    stochastic: bool = False,
+    seed: int = 0,
+) -> tuple[Codes, Float32]:
+    """Quantize to symmetric integers with a scale per block, per channel or for all.
+
+    Parameters
+    ----------
+    values : float32 or float64 array
+        float64 is rounded to float32 first.
+    bits : int
+        From 2 to 8.
+    block_size : int or None
+        Number of values that share a scale; None for one scale for all.
+    axis : int, optional
+        One scale for each index of this axis instead; an array without the axis has one scale.
+    stochastic : bool
+        Round up or down at random so that the expected value is right, instead of to nearest even.
+    seed : int
+        From 0 to 2**64 - 1, for stochastic rounding.
+
+    Returns
+    -------
+    codes : int8 array of the shape of the values
+    scales : float32 array
+
+    References
+    ----------
+    Paper 003, uniform symmetric quantizer and its granularities.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.quantize_kbit(np.array([7, -3, 0.5], np.float32), 4)
+    (array([ 7, -3,  0], dtype=int8), array([1.], dtype=float32))
+    """
+    shape = np.shape(values)
+    draw = (seed, 0, 0) if stochastic else None
+    codes, scales = quantize(values, bits, *_grid_of(shape, block_size, axis), draw)
+    return codes.reshape(shape), scales
+
+
+def dequantize_kbit(
+    codes: npt.ArrayLike,
+    scales: npt.ArrayLike,
+    bits: int,
+    *,
+    block_size: int | None = 1024,
+    axis: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    out: Float32 | None = None,
+) -> Float32:
+    """Undo `quantize_kbit`.
+
+    Parameters
+    ----------
+    codes : int8 array
+    scales : float32 array
+    bits, block_size, axis
+        As for `quantize_kbit`.
+    shape : tuple of int, optional
+        Of the values; by default that of the codes.
+    out : float32 array of this shape, optional
+        Filled and returned.
+
+    Returns
+    -------
+    float32 array of this shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.dequantize_kbit(np.array([7, -3], np.int8), np.array([0.5], np.float32), 4)
+    array([ 3.5, -1.5], dtype=float32)
+    """
+    shape = np.shape(codes) if shape is None else tuple(shape)
+    _sized("codes", np.asarray(codes), math.prod(shape))
+    values = dequantize(codes, scales, bits, *_grid_of(shape, block_size, axis))
+    return _deliver(values.reshape(shape), out)
+
+
+def quantize_int8(
+    values: npt.ArrayLike,
+    *,
+    block_size: int | None = 1024,
+    axis: int | None = None,
+    stochastic: bool = False,
+    seed: int = 0,
+) -> tuple[Codes, Float32]:
+    """Quantize to 8-bit integers from -127 to 127: `quantize_kbit` with 8 bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.quantize_int8(np.array([127, -63, 0.5], np.float32))
+    (array([127, -63,   0], dtype=int8), array([1.], dtype=float32))
+    """
+    return quantize_kbit(
+        values, 8, block_size=block_size, axis=axis, stochastic=stochastic, seed=seed
+    )
+
+
+def dequantize_int8(
+    codes: npt.ArrayLike,
+    scales: npt.ArrayLike,
+    *,
+    block_size: int | None = 1024,
+    axis: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    out: Float32 | None = None,
+) -> Float32:
+    """Undo `quantize_int8`: `dequantize_kbit` with 8 bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.dequantize_int8(np.array([127, -63], np.int8), np.array([0.5], np.float32))
+    array([ 63.5, -31.5], dtype=float32)
+    """
+    return dequantize_kbit(codes, scales, 8, block_size=block_size, axis=axis, shape=shape, out=out)
+
+
+def pack_codes(codes: npt.ArrayLike, bits: int, *, out: Bits | None = None) -> Bits:
+    """Pack codes as two's complement without gaps.
+
+    Parameters
+    ----------
+    codes : int8 array of n
+    bits : int
+        From 2 to 7.
+    out : uint8 array of ceil(n * bits / 8), optional
+        Filled and returned.
+
+    Returns
+    -------
+    uint8 array of ceil(n * bits / 8)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.pack_codes(np.array([1, -1], np.int8), 4)
+    array([241], dtype=uint8)
+    """
+    bits = _integer("bits", bits, 2, 7)
+    return _deliver(backend().pack_codes(_codes(codes, bits), bits), out)
+
+
+def unpack_codes(
+    packed: npt.ArrayLike | bytes, bits: int, n: int, *, out: Codes | None = None
+) -> Codes:
+    r"""Undo `pack_codes`.
+
+    Parameters
+    ----------
+    packed : uint8 array of ceil(n * bits / 8), or bytes
+    bits : int
+        From 2 to 7.
+    n : int
+        Number of codes.
+    out : int8 array of n, optional
+        Filled and returned.
+
+    Returns
+    -------
+    int8 array of n
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.unpack_codes(b"\xf1", 4, 2)
+    array([ 1, -1], dtype=int8)
+    """
+    bits, n = _integer("bits", bits, 2, 7), _integer("n", n, 0)
+    return _deliver(backend().unpack_codes(_bits(packed, n * bits), bits, n), out)
+
+
+# --- sign and magnitude -------------------------------------------------------------------------------------------
+
+
+def mean_magnitude(values: npt.ArrayLike) -> float:
+    """Take the mean of the magnitudes, the same for every order of the values.
+
+    Parameters
+    ----------
+    values : float32 or float64 array
+        float64 is rounded to float32 first.
+
+    Returns
+    -------
+    float
+        A float32 number; 0.0 of no values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.mean_magnitude(np.array([1, -2, 3], np.float32))
+    2.0
+    """
+    return float(backend().mean_magnitude(_singles(values)))
+
+
+def pack_signs(values: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
+    """Pack the signs of values to bits, 1 where a value is below zero.
+
+    Parameters
+    ----------
+    values : float32 or float64 array of n
+        float64 is rounded to float32 first.
+    out : uint8 array of ceil(n / 8), optional
+        Filled and returned.
+
+    Returns
+    -------
+    uint8 array of ceil(n / 8)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.pack_signs(np.array([1, -2, -0.0], np.float32))
+    array([2], dtype=uint8)
+    """
+    return _deliver(backend().pack_signs(_singles(values)), out)
+
+
+def unpack_signs(
+    bits: npt.ArrayLike | bytes, magnitude: float, n: int, *, out: Float32 | None = None
+) -> Float32:
+    r"""Give every sign one magnitude.
+
+    Parameters
+    ----------
+    bits : uint8 array of ceil(n / 8), or bytes
+    magnitude : float
+        A float32 number, finite and not negative.
+    n : int
+        Number of values.
+    out : float32 array of n, optional
+        Filled and returned.
+
+    Returns
+    -------
+    float32 array of n
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.unpack_signs(b"\x02", 0.5, 3)
+    array([ 0.5, -0.5,  0.5], dtype=float32)
+    """
+    n = _integer("n", n, 0)
+    magnitude = float(magnitude)
+    if not 0 <= magnitude <= float(np.finfo(np.float32).max) or magnitude != float(
+        np.float32(magnitude)
+    ):
+        raise ValueError(
+            f"magnitude is {magnitude}, it must be a float32 number, finite and not negative"
+        )
+    return _deliver(backend().unpack_signs(_bits(bits, n), magnitude, n), out)
+
+
+# --- conversions --------------------------------------------------------------------------------------------------
+
+
+def narrow(values: npt.ArrayLike, dtype: Narrow, *, out: Array | None = None) -> Array:
+    """Round to a narrower float type, to nearest even in one step.
+
+    Parameters
+    ----------
+    values : float32 or float64 array of n
+    dtype : {"float16", "bfloat16", "float32"}
+    out : array of n, optional
+        Filled and returned.
+
+    Returns
+    -------
+    uint16 array of n
+        The bits of the 16-bit floats; a float32 array for "float32".
+
+    Raises
+    ------
+    NonFiniteError
+        If a value becomes infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.narrow(np.array([1, -2], np.float32), "bfloat16")
+    array([16256, 49152], dtype=uint16)
+    """
+    if dtype not in ("float16", "bfloat16", "float32"):
+        raise ValueError(f"dtype is {dtype!r}, it must be 'float16', 'bfloat16' or 'float32'")
+    result = backend().narrow(_floats(values), dtype)
+    _finite(f"values as {dtype}", result if dtype == "float32" else backend().widen(result, dtype))
+    return _deliver(result, out)
+
+
+def widen(bits: npt.ArrayLike, dtype: str, *, out: Float32 | None = None) -> Float32:
+    """Widen 16-bit floats, given as their bits, to float32.
+
+    Parameters
+    ----------
+    bits : uint16 array of n
+    dtype : {"float16", "bfloat16"}
+    out : float32 array of n, optional
+        Filled and returned.
+
+    Returns
+    -------
+    float32 array of n
+        Exact; infinity and not-a-number stay what they are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.widen(np.array([0x3F80, 0xC000], np.uint16), "bfloat16")
+    array([ 1., -2.], dtype=float32)
+    """
+    if dtype not in ("float16", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}, it must be 'float16' or 'bfloat16'")
+    return _deliver(backend().widen(_flat("bits", bits, np.uint16), dtype), out)
+
+
+# --- random words -------------------------------------------------------------------------------------------------
+
+
+def philox(
+    codec_seed: int, call_seed: int, first: int, n: int, *, out: Words | None = None
+) -> Words:
+    """Give the random words of stochastic rounding: Philox4x32-10.
+
+    Parameters
+    ----------
+    codec_seed, call_seed : int
+        From 0 to 2**64 - 1.
+    first : int
+        Number of the first value.
+    n : int
+        How many words.
+    out : uint32 array of n, optional
+        Filled and returned.
+
+    Returns
+    -------
+    uint32 array of n
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.philox(0, 0, 0, 2)
+    array([1713891541, 3781805453], dtype=uint32)
+    """
+    words = backend().philox(
+        _integer("codec_seed", codec_seed, 0, _U64),
+        _integer("call_seed", call_seed, 0, _U64),
+        _integer("first", first, 0),
+        _integer("n", n, 0),
+    )
+    return _deliver(words, out)
+
+
+def draw_seed(codec_seed: int, call_seed: int, group: int) -> int:
+    """Give the seed of the random positions of a call's group.
+
+    Parameters
+    ----------
+    codec_seed, call_seed : int
+        From 0 to 2**64 - 1.
+    group : int
+        Number of the group among the call's groups with random selection, below 2**32.
+
+    Returns
+    -------
+    int
+        From 0 to 2**64 - 1, for `random_positions`.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> 0 <= ops.draw_seed(1, 2, 3) < 2**64
+    True
+    """
+    seed = backend().draw_seed(
+        _integer("codec_seed", codec_seed, 0, _U64),
+        _integer("call_seed", call_seed, 0, _U64),
+        _integer("group", group, 0, _U32),
+    )
+    return int(seed)
+
+
+# --- sparse index sets --------------------------------------------------------------------------------------------
+
+
+def pack_sparse(positions: npt.ArrayLike, n: int) -> bytes:
+    """Pack positions as a sparse index set (docs/format.md, section 4).
+
+    Parameters
+    ----------
+    positions : integer array
+        Strictly increasing, from 0 to below `n`.
+    n : int
+        Number of elements that they are among.
+
+    Returns
+    -------
+    bytes
+        About as many bits as the entropy n * H(k / n), headers included.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.pack_sparse([1, 3], 5).hex(" ")
+    '10 00 02 0a'
+    """
+    n = _integer("n", n, 0)
+    return bytes(backend().pack_sparse(_positions(positions, n), n))
+
+
+def unpack_sparse(buffer: bytes | bytearray | memoryview, n: int) -> tuple[Positions, int]:
+    """Unpack the sparse index set at the beginning of a buffer.
+
+    Parameters
+    ----------
+    buffer : bytes-like
+        Of any origin; longer than the set, perhaps.
+    n : int
+        Number of elements that the positions are among.
+
+    Returns
+    -------
+    positions : int64 array
+        Ascending.
+    used : int
+        Number of bytes that the set takes.
+
+    Raises
+    ------
+    DecodeError
+        If there is no valid index set.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> ops.unpack_sparse(bytes.fromhex("10 00 02 0a"), 5)
+    (array([1, 3]), 4)
+    """
+    positions, used = backend().unpack_sparse(buffer, _integer("n", n, 0))
+    return positions, used
+
+
+def scatter(positions: npt.ArrayLike, values: npt.ArrayLike, out: Array) -> None:
+    """Write values to positions of an array; the rest of it stays as it is.
+
+    Parameters
+    ----------
+    positions : integer array
+        Strictly increasing.
+    values : float32 or float64 array
+        One for each position, of the dtype of `out`.
+    out : float32 or float64 array
+        Contiguous; changed in place.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> target = np.ones(3, np.float32)
+    >>> ops.scatter([1], np.array([5], np.float32), target)
+    >>> target
+    array([1., 5., 1.], dtype=float32)
+    """
+    target = _target("out", out)
+    flat = _finite("values", _flat("values", values, target.dtype))
+    places = _positions(positions, target.size)
+    _sized("values", flat, places.size)
+    backend().scatter(places, flat, target)
+
+
+# --- sums ---------------------------------------------------------------------------------------------------------
+
+
+def accumulate(accumulator: Array, values: npt.ArrayLike, weight: float) -> None:
+    """Add weighted values to a sum, in place.
+
+    Parameters
+    ----------
+    accumulator : float32 or float64 array
+        Contiguous; every operation is rounded to its type.
+    values : float32 or float64 array
+        Of as many elements.
+    weight : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> total = np.ones(2, np.float32)
+    >>> ops.accumulate(total, np.array([1, 2], np.float32), 0.5)
+    >>> total
+    array([1.5, 2. ], dtype=float32)
+    """
+    target = _target("accumulator", accumulator)
+    flat = _values_for(target, values)
+    _sized("values", flat, target.size)
+    backend().accumulate(target, flat, _weight(weight, target))
+
+
+def accumulate_sparse(
+    accumulator: Array, positions: npt.ArrayLike, values: npt.ArrayLike, weight: float
+) -> None:
+    """Add weighted values to positions of a sum, in place.
+
+    Parameters
+    ----------
+    accumulator : float32 or float64 array
+        Contiguous; every operation is rounded to its type.
+    positions : integer array
+        Strictly increasing.
+    values : float32 or float64 array
+        One for each position.
+    weight : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> total = np.ones(3, np.float32)
+    >>> ops.accumulate_sparse(total, [2], np.array([4], np.float32), 0.5)
+    >>> total
+    array([1., 1., 3.], dtype=float32)
+    """
+    target = _target("accumulator", accumulator)
+    flat = _values_for(target, values)
+    places = _positions(positions, target.size)
+    _sized("values", flat, places.size)
+    backend().accumulate_sparse(target, places, flat, _weight(weight, target))
+
+
+def accumulate_codes(
+    accumulator: Array,
+    codes: npt.ArrayLike,
+    scales: npt.ArrayLike,
+    bits: int,
+    inner: int,
+    channels: int,
+    weight: float,
+) -> None:
+    """Add weighted codes to a sum, in place: `accumulate` of what `dequantize` gives.
+
+    Parameters
+    ----------
+    accumulator : float32 or float64 array
+        Contiguous; every operation is rounded to its type.
+    codes : int8 array
+        Of as many elements.
+    scales : float32 array of channels
+    bits, inner, channels : int
+        As for `quantize`.
+    weight : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> total = np.ones(2, np.float32)
+    >>> ops.accumulate_codes(total, np.array([1, -1], np.int8), np.array([2], np.float32), 8, 2, 1, 0.5)
+    >>> total
+    array([2., 0.], dtype=float32)
+    """
+    target = _target("accumulator", accumulator)
+    bits = _integer("bits", bits, 2, 8)
+    flat = _codes(codes, bits)
+    _sized("codes", flat, target.size)
+    inner, channels = _grid(inner, channels, flat.size)
+    backend().accumulate_codes(
+        target, flat, _scales(scales, channels), bits, inner, channels, _weight(weight, target)
+    )
+
+
+# --- checksum -----------------------------------------------------------------------------------------------------
+
+
+def crc32(data: Any, value: int = 0) -> int:
+    """Compute zlib's CRC-32.
+
+    Parameters
+    ----------
+    data : contiguous bytes-like
+    value : int
+        The checksum of the bytes before these.
+
+    Returns
+    -------
+    int
+        From 0 to 2**32 - 1.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> hex(ops.crc32(b"123456789"))
+    '0xcbf43926'
+    """
+    return int(backend().crc32(memoryview(data).cast("B"), _integer("value", value, 0, _U32)))
