@@ -1,0 +1,32 @@
+// Weighted sums. Part of one stamp: see table-inl.h.
+
+template <class Float, class Accumulator>
+void add(const Float* x, size_t n, Accumulator weight, Accumulator* acc) {
+  for (size_t i = 0; i < n; ++i) acc[i] += weight * static_cast<Accumulator>(x[i]);
+}
+
+template <class Accumulator>
+void add_codes(const int8_t* codes, size_t n, Grid grid, int levels, const float* scales,
+               Accumulator weight, Accumulator* acc) {
+  if (grid.inner >= kLongRun) {
+    for_each_run(n, grid, [&](size_t i, size_t count, size_t channel) {
+      const float scale = scales[channel];
+      for (size_t j = i; j < i + count; ++j) {
+        acc[j] += weight * static_cast<Accumulator>(fedcodec::dequantize(codes[j], levels, scale));
+      }
+    });
+    return;
+  }
+  for_each_chunk(n, grid, scales, [&](size_t i, size_t count, const float* scale) {
+    for (size_t j = 0; j < count; ++j) {
+      acc[i + j] +=
+          weight * static_cast<Accumulator>(fedcodec::dequantize(codes[i + j], levels, scale[j]));
+    }
+  });
+}
+
+template <class Float, class Accumulator>
+void add_at(const uint32_t* positions, const Float* x, size_t n, Accumulator weight,
+            Accumulator* acc) {
+  for (size_t i = 0; i < n; ++i) acc[positions[i]] += weight * static_cast<Accumulator>(x[i]);
+}

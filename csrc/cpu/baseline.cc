@@ -1,0 +1,2 @@
+#define FEDCODEC_ISA baseline
+#include "table-inl.h"

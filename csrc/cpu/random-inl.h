@@ -1,0 +1,165 @@
+// Counter-based random words and positions. Part of one stamp: see table-inl.h.
+
+constexpr size_t kLanes = 64;
+
+#if defined(__AVX2__)
+
+// A counter word in each 64-bit lane: the 32 x 32 -> 64 bit product needs no shuffling then, and
+// ignores what its upper halves hold.
+#if defined(__AVX512BW__)
+struct Wide {
+  static constexpr size_t kBlocks = 8;
+  using V = __m512i;
+  static V all(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+  static V count() { return _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0); }
+  static V add(V a, V b) { return _mm512_add_epi64(a, b); }
+  static V multiply(V a, V b) { return _mm512_mul_epu32(a, b); }
+  static V upper(V a) { return _mm512_srli_epi64(a, 32); }
+  static V exclusive_or(V a, V b, V c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  static V join(V low, V high) {
+    return _mm512_mask_shuffle_epi32(low, 0xaaaa, high, _MM_PERM_CCAA);
+  }
+  static void store(V even, V odd, uint32_t* words) {
+    const V low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+    const V high = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
+    _mm512_storeu_si512(words, _mm512_permutex2var_epi64(even, low, odd));
+    _mm512_storeu_si512(words + 16, _mm512_permutex2var_epi64(even, high, odd));
+  }
+};
+#else
+struct Wide {
+  static constexpr size_t kBlocks = 4;
+  using V = __m256i;
+  static V all(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+  static V count() { return _mm256_set_epi64x(3, 2, 1, 0); }
+  static V add(V a, V b) { return _mm256_add_epi64(a, b); }
+  static V multiply(V a, V b) { return _mm256_mul_epu32(a, b); }
+  static V upper(V a) { return _mm256_srli_epi64(a, 32); }
+  static V exclusive_or(V a, V b, V c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
+  static V join(V low, V high) {
+    return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xaa);
+  }
+  static void store(V even, V odd, uint32_t* words) {
+    const V low = _mm256_unpacklo_epi64(even, odd);
+    const V high = _mm256_unpackhi_epi64(even, odd);
+    _mm256_storeu_si256(reinterpret_cast<V*>(words), _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256(reinterpret_cast<V*>(words + 8),
+                        _mm256_permute2x128_si256(low, high, 0x31));
+  }
+};
+#endif
+
+void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32_t* words) {
+  using V = Wide::V;
+  constexpr size_t kChains = 4;  // independent ones hide the product's latency
+  const V m0 = Wide::all(0xd2511f53u);
+  const V m1 = Wide::all(0xcd9e8d57u);
+  for (size_t l = 0; l < kLanes; l += kChains * Wide::kBlocks) {
+    V c0[kChains];
+    V c1[kChains];
+    V c2[kChains];
+    V c3[kChains];
+    for (size_t i = 0; i < kChains; ++i) {
+      c0[i] = Wide::add(Wide::all(first_block + l + i * Wide::kBlocks), Wide::count());
+      c1[i] = Wide::upper(c0[i]);
+      c2[i] = Wide::all(call_seed);
+      c3[i] = Wide::all(call_seed >> 32);
+    }
+    uint32_t k0 = static_cast<uint32_t>(key);
+    uint32_t k1 = static_cast<uint32_t>(key >> 32);
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      for (size_t i = 0; i < kChains; ++i) {
+        const V p0 = Wide::multiply(c0[i], m0);
+        const V p1 = Wide::multiply(c2[i], m1);
+        c0[i] = Wide::exclusive_or(Wide::upper(p1), c1[i], Wide::all(k0));
+        c2[i] = Wide::exclusive_or(Wide::upper(p0), c3[i], Wide::all(k1));
+        c1[i] = p1;
+        c3[i] = p0;
+      }
+      k0 += kPhiloxStep0;
+      k1 += kPhiloxStep1;
+    }
+    for (size_t i = 0; i < kChains; ++i) {
+      Wide::store(Wide::join(c0[i], c1[i]), Wide::join(c2[i], c3[i]),
+                  words + 4 * (l + i * Wide::kBlocks));
+    }
+  }
+}
+
+#else
+
+// philox() of kLanes counters side by side, so that it vectorises.
+void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32_t* words) {
+  uint32_t c0[kLanes];
+  uint32_t c1[kLanes];
+  uint32_t c2[kLanes];
+  uint32_t c3[kLanes];
+  for (size_t l = 0; l < kLanes; ++l) {
+    c0[l] = static_cast<uint32_t>(first_block + l);
+    c1[l] = static_cast<uint32_t>((first_block + l) >> 32);
+    c2[l] = static_cast<uint32_t>(call_seed);
+    c3[l] = static_cast<uint32_t>(call_seed >> 32);
+  }
+  uint32_t k0 = static_cast<uint32_t>(key);
+  uint32_t k1 = static_cast<uint32_t>(key >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    for (size_t l = 0; l < kLanes; ++l) philox_round(c0[l], c1[l], c2[l], c3[l], k0, k1);
+    k0 += kPhiloxStep0;
+    k1 += kPhiloxStep1;
+  }
+  for (size_t l = 0; l < kLanes; ++l) {
+    words[4 * l] = c0[l];
+    words[4 * l + 1] = c1[l];
+    words[4 * l + 2] = c2[l];
+    words[4 * l + 3] = c3[l];
+  }
+}
+
+#endif
+
+void random_words(Draw draw, size_t n, uint32_t* words) {
+  size_t i = 0;
+  const auto partial = [&] {
+    const Words block = philox(draw.codec_seed, (draw.first + i) >> 2, draw.call_seed);
+    unsigned j = static_cast<unsigned>((draw.first + i) & 3);
+    for (; j < 4 && i < n; ++j) words[i++] = block.word[j];
+  };
+  if ((draw.first & 3) != 0) partial();
+  for (; n - i >= 4 * kLanes; i += 4 * kLanes) {
+    philox_lanes(draw.codec_seed, (draw.first + i) >> 2, draw.call_seed, words + i);
+  }
+  if (n - i > kLanes / 2) {
+    uint32_t last[4 * kLanes];
+    philox_lanes(draw.codec_seed, (draw.first + i) >> 2, draw.call_seed, last);
+    memcpy(words + i, last, (n - i) * sizeof(uint32_t));
+    return;
+  }
+  while (i < n) partial();
+}
+
+void random_positions(uint64_t seed, uint64_t n, uint64_t k, uint64_t* positions) {
+  const Permutation p = permutation(seed, n);
+  constexpr size_t kChunk = 256;
+  uint64_t x[kChunk];
+  uint16_t slot[kChunk];
+  for (uint64_t start = 0; start < k; start += kChunk) {
+    const size_t length = k - start < kChunk ? static_cast<size_t>(k - start) : kChunk;
+    for (size_t i = 0; i < length; ++i) {
+      x[i] = start + i;
+      slot[i] = static_cast<uint16_t>(i);
+    }
+    // All walk one pass together; those still outside [0, n) walk on.
+    for (size_t walking = length; walking != 0;) {
+      for (size_t i = 0; i < walking; ++i) x[i] = permutation_pass(p, x[i]);
+      size_t still = 0;
+      for (size_t i = 0; i < walking; ++i) {
+        positions[start + slot[i]] = x[i];
+        const bool outside = x[i] >= n;
+        x[still] = x[i];
+        slot[still] = slot[i];
+        still += static_cast<size_t>(outside);
+      }
+      walking = still;
+    }
+  }
+}

@@ -1,0 +1,48 @@
+// Exact order statistics of magnitudes over several parts that count as one flat space, and random
+// positions.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "fedcodec/kernels.h"
+
+namespace fedcodec {
+
+template <class Float>
+using Parts = std::span<const std::span<const Float>>;
+
+// Keep every key above `key` and the first `ties` equal to it.
+template <class Key>
+struct Cut {
+  Key key;
+  uint64_t ties;
+};
+
+enum class Interpolation { kLinear, kLower, kHigher };
+
+// The cut that keeps exactly k; k is at most the number of elements. k = 0 gives infinity's key and
+// no ties.
+Cut<uint32_t> topk_threshold_f32(const Kernels& kernels, Parts<float> parts, uint64_t k);
+Cut<uint64_t> topk_threshold_f64(const Kernels& kernels, Parts<double> parts, uint64_t k);
+
+// The key of element `rank` (from 0, below the number of elements) of the magnitudes in ascending
+// order.
+uint32_t order_statistic_f32(const Kernels& kernels, Parts<float> parts, uint64_t rank);
+uint64_t order_statistic_f64(const Kernels& kernels, Parts<double> parts, uint64_t rank);
+
+// The percentile (0 to 100) of the magnitudes, rounded down to the parts' type; 0 without elements.
+float percentile_threshold_f32(const Kernels& kernels, Parts<float> parts, double percentile,
+                               Interpolation interpolation);
+double percentile_threshold_f64(const Kernels& kernels, Parts<double> parts, double percentile,
+                                Interpolation interpolation);
+
+// The largest float that is not above a value >= 0; |x| > value exactly where |x| >
+// round_down(value).
+float round_down(double value);
+
+// The k kept positions of [0, n) in ascending order; k <= n < 2^63.
+void sorted_random_positions(const Kernels& kernels, uint64_t seed, uint64_t n, uint64_t k,
+                             uint64_t* positions);
+
+}  // namespace fedcodec
