@@ -1,0 +1,461 @@
+// The fused calls: what Python's tuples say becomes a plan, and body.cc runs it without the GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "fedcodec/body.h"
+#include "ops.h"
+
+namespace fedcodec::bindings {
+
+enum class Call { kEncode, kDecode, kShapes };
+
+// --- tuples to a plan
+// ------------------------------------------------------------------------------------------------
+
+inline py::tuple to_tuple(py::handle object, size_t least, size_t most, const char* what) {
+  if (!py::isinstance<py::tuple>(object))
+    throw py::type_error(std::string(what) + " must be a tuple");
+  const py::tuple tuple = py::reinterpret_borrow<py::tuple>(object);
+  if (tuple.size() < least || tuple.size() > most) {
+    throw py::value_error(std::string(what) + " has " + std::to_string(tuple.size()) + " elements");
+  }
+  return tuple;
+}
+
+inline py::sequence to_sequence(py::handle object, const char* what) {
+  if (!py::isinstance<py::sequence>(object))
+    throw py::type_error(std::string(what) + " must be a sequence");
+  return py::reinterpret_borrow<py::sequence>(object);
+}
+
+inline std::string to_name(py::handle object, const char* what) {
+  if (!py::isinstance<py::str>(object))
+    throw py::type_error(std::string(what) + " must be a string");
+  return py::cast<std::string>(object);
+}
+
+inline double to_double(py::handle object) {
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+[[noreturn]] inline void refuse(const char* what, const std::string& value) {
+  throw py::value_error("no " + std::string(what) + " is " + value);
+}
+
+inline Dtype to_dtype(py::handle object) {
+  const uint64_t id = to_u64(object, "a dtype");
+  if (!is_dtype(id)) refuse("dtype", std::to_string(id));
+  return static_cast<Dtype>(id);
+}
+
+inline uint64_t product(const std::vector<uint64_t>& shape) {
+  uint64_t n = 1;
+  for (uint64_t size : shape) n = size == 0 ? 0 : n;
+  for (uint64_t size : shape) {
+    if (n != 0 && (__builtin_mul_overflow(n, size, &n) || n >> 63 != 0)) {
+      throw py::value_error("a shape has 2^63 elements or more");
+    }
+  }
+  return n;
+}
+
+// The type of the values in a float tensor's array.
+inline Dtype held_in(const Vector& array, Dtype dtype) {
+  if (array.is('f', sizeof(float))) return Dtype::kFloat32;
+  if (array.is('f', sizeof(double))) return Dtype::kFloat64;
+  if (array.is('u', sizeof(uint16_t)) && item_size(dtype) == sizeof(uint16_t)) return dtype;
+  throw py::type_error(
+      "a float tensor's array must be float32, float64 or the uint16 bits of a half tensor");
+}
+
+inline void set_array(Tensor& tensor, py::handle object, Call call) {
+  const Vector array(object, "a tensor's array");
+  if (is_float(tensor.dtype)) {
+    tensor.held = held_in(array, tensor.dtype);
+    const bool work_values = call == Call::kEncode && item_size(tensor.dtype) == sizeof(uint16_t) &&
+                             tensor.held == Dtype::kFloat32;
+    if (tensor.held != tensor.dtype && !work_values)
+      throw py::type_error("a tensor's array is not of its dtype");
+  } else if (!array.is('u', 1)) {
+    throw py::type_error("the array of a tensor that is no float must be its bytes as uint8");
+  }
+  const size_t itemsize = is_float(tensor.dtype) ? 1 : item_size(tensor.dtype);
+  if (array.size() % itemsize != 0 || array.size() / itemsize != tensor.n) {
+    throw py::value_error("a tensor's array has another number of elements than its shape");
+  }
+  if (call == Call::kDecode && !array.writable())
+    throw py::value_error("a tensor's array is read-only");
+  tensor.data = array.data();
+}
+
+inline Tensor to_tensor(py::handle object, Call call) {
+  const py::tuple tuple = to_tuple(object, 3, 3, "a tensor");
+  Tensor tensor = {to_dtype(tuple[1]), {}, 0, nullptr, {}};
+  for (const py::handle size : to_sequence(tuple[2], "a shape"))
+    tensor.shape.push_back(to_u64(size, "a dimension"));
+  tensor.n = product(tensor.shape);
+  tensor.held = tensor.dtype;
+  if (call != Call::kShapes) set_array(tensor, tuple[0], call);
+  return tensor;
+}
+
+inline void set_accumulator(Tensor& tensor, py::handle object) {
+  const Vector array(object, "an accumulator");
+  if (array.is('f', sizeof(float)) && is_float(tensor.dtype)) {
+    tensor.held = Dtype::kFloat32;
+  } else if (array.is('f', sizeof(double))) {
+    tensor.held = Dtype::kFloat64;
+  } else {
+    throw py::type_error("an accumulator must be float64, or float32 for a float tensor");
+  }
+  if (array.size() != tensor.n)
+    throw py::value_error("an accumulator has another size than its tensor");
+  if (!array.writable()) throw py::value_error("an accumulator is read-only");
+  tensor.data = array.data();
+}
+
+// Owns what a Plan refers to; the arrays themselves live as long as the caller's arguments.
+class Arguments {
+ public:
+  Arguments(py::handle tensors, py::handle segments, Call call) : call_(call) {
+    for (const py::handle tensor : to_sequence(tensors, "tensors"))
+      tensors_.push_back(to_tensor(tensor, call));
+    std::vector<bool> used(tensors_.size());
+    for (const py::handle segment : to_sequence(segments, "segments"))
+      segments_.push_back(to_segment(segment, used));
+  }
+
+  void set_accumulators(py::handle accumulators) {
+    const py::sequence arrays = to_sequence(accumulators, "accumulators");
+    if (arrays.size() != tensors_.size())
+      throw py::value_error("there must be one accumulator for each tensor");
+    for (size_t i = 0; i < tensors_.size(); ++i)
+      set_accumulator(tensors_[i], py::object(arrays[i]));
+  }
+
+  // The bytes are read while the arrays are written.
+  void require_apart(std::span<const uint8_t> payload) const {
+    const auto first = reinterpret_cast<uintptr_t>(payload.data());
+    for (const Tensor& tensor : tensors_) {
+      const auto start = reinterpret_cast<uintptr_t>(tensor.data);
+      const uintptr_t size = tensor.n * item_size(tensor.held);
+      if (start < first + payload.size() && first < start + size) {
+        throw py::value_error("an array shares its memory with the payload");
+      }
+    }
+  }
+
+  Plan plan(const Kernels& kernels) const { return {kernels, tensors_, segments_}; }
+
+ private:
+  Segment to_segment(py::handle object, std::vector<bool>& used) {
+    const py::tuple tuple = to_tuple(object, 2, 2, "a segment");
+    Segment segment;
+    for (const py::handle index : to_sequence(tuple[0], "a segment's tensors")) {
+      const uint64_t i = to_u64(index, "a tensor's index");
+      if (i >= used.size() || used[i]) refuse("tensor of a segment of its own", std::to_string(i));
+      used[i] = true;
+      segment.tensors.push_back(i);
+    }
+    segment.coder = to_coder(tuple[1], 0);
+    return segment;
+  }
+
+  Coder to_coder(py::handle object, int depth) {
+    constexpr int kDeepest = 8;  // the header's reader allows fewer
+    const py::tuple tuple = to_tuple(object, 3, 3, "a coder");
+    const std::string kind = to_name(tuple[0], "a coder's kind");
+    Coder coder;
+    if (kind == "residual") {
+      if (depth == kDeepest) throw py::value_error("residuals are nested too deep");
+      coder.terms.push_back(to_coder(tuple[1], depth + 1));
+      coder.terms.push_back(to_coder(tuple[2], depth + 1));
+    } else if (kind == "coder") {
+      if (!tuple[1].is_none()) coder.select = to_select(tuple[1]);
+      if (!tuple[2].is_none()) coder.quantize = to_quantize(tuple[2]);
+      if (coder.select.kind != Select::Kind::kAll &&
+          coder.quantize.kind == Quantize::Kind::kInteger &&
+          coder.quantize.granularity == Quantize::Granularity::kChannel) {
+        throw py::value_error("scales per channel cannot follow a select stage");
+      }
+    } else {
+      refuse("coder", kind);
+    }
+    return coder;
+  }
+
+  Select to_select(py::handle object) {
+    const py::tuple tuple = to_tuple(object, 2, 4, "a select stage");
+    const std::string kind = to_name(tuple[0], "a select stage's kind");
+    Select select;
+    if (kind == "mask") {
+      set_mask(select, to_tuple(object, 3, 3, "a mask stage"));
+      return select;
+    }
+    const uint64_t scope = to_u64(tuple[1], "a scope");
+    if (scope > 1) refuse("scope", std::to_string(scope));
+    select.flat = scope == 0;
+    if (call_ != Call::kEncode) {
+      if (kind != "sparse" && kind != "random") refuse("select stage to decode", kind);
+      select.kind = kind == "random" ? Select::Kind::kRandom : Select::Kind::kSparse;
+      return select;
+    }
+    const size_t size = kind == "random" || kind == "percentile" ? 4 : 3;
+    to_tuple(object, size, size, "a select stage");
+    if (kind == "topk") {
+      select.kind = Select::Kind::kTopK;
+      select.counts = to_numbers(tuple[2], "a number of values to keep");
+    } else if (kind == "random") {
+      select.kind = Select::Kind::kRandom;
+      select.counts = to_numbers(tuple[2], "a number of values to keep");
+      select.seeds = to_numbers(tuple[3], "a seed");
+    } else if (kind == "threshold") {
+      select.kind = Select::Kind::kThreshold;
+      select.value = to_double(tuple[2]);
+      if (!(select.value >= 0)) refuse("threshold", std::to_string(select.value));
+    } else if (kind == "percentile") {
+      select.kind = Select::Kind::kPercentile;
+      select.value = to_double(tuple[2]);
+      if (!(select.value >= 0 && select.value <= 100))
+        refuse("percentile", std::to_string(select.value));
+      select.interpolation = to_interpolation(to_name(tuple[3], "an interpolation"));
+    } else {
+      refuse("select stage to encode", kind);
+    }
+    return select;
+  }
+
+  void set_mask(Select& select, const py::tuple& tuple) {
+    select.kind = Select::Kind::kMask;
+    select.flat = true;
+    select.n = to_u64(tuple[2], "a mask's size");
+    masks_.emplace_back(tuple[1]);
+    select.bits = masks_.back().get();
+    const size_t whole = select.n / 8;
+    const unsigned rest = select.n % 8;
+    if (select.bits.size() != whole + (rest != 0) ||
+        (rest != 0 && select.bits[whole] >> rest != 0)) {
+      throw py::value_error("a mask's bits do not fit its size");
+    }
+  }
+
+  static std::vector<uint64_t> to_numbers(py::handle object, const char* what) {
+    std::vector<uint64_t> numbers;
+    for (const py::handle number : to_sequence(object, "a stage's parameters by group")) {
+      numbers.push_back(to_u64(number, what));
+    }
+    return numbers;
+  }
+
+  static Interpolation to_interpolation(const std::string& name) {
+    if (name == "linear") return Interpolation::kLinear;
+    if (name == "lower") return Interpolation::kLower;
+    if (name == "higher") return Interpolation::kHigher;
+    refuse("interpolation", name);
+  }
+
+  static Quantize::Granularity to_granularity(const std::string& name) {
+    if (name == "block") return Quantize::Granularity::kBlock;
+    if (name == "group") return Quantize::Granularity::kGroup;
+    if (name == "channel") return Quantize::Granularity::kChannel;
+    refuse("granularity", name);
+  }
+
+  Quantize to_quantize(py::handle object) const {
+    const py::tuple tuple = to_tuple(object, 1, 7, "a quantize stage");
+    const std::string kind = to_name(tuple[0], "a quantize stage's kind");
+    Quantize quantize;
+    if (kind == "sign") {
+      to_tuple(object, 1, 1, "a sign stage");
+      quantize.kind = Quantize::Kind::kSign;
+    } else if (kind == "cast") {
+      to_tuple(object, 2, 2, "a cast stage");
+      quantize.kind = Quantize::Kind::kCast;
+      quantize.dtype = to_dtype(tuple[1]);
+      if (quantize.dtype != Dtype::kFloat16 && quantize.dtype != Dtype::kBfloat16) {
+        throw py::value_error("a cast stage casts to float16 or bfloat16");
+      }
+    } else if (kind == "integer") {
+      const size_t size = call_ == Call::kEncode ? 7 : 4;
+      set_integer(quantize, to_tuple(object, size, size, "an integer stage"));
+    } else {
+      refuse("quantize stage", kind);
+    }
+    return quantize;
+  }
+
+  static void set_integer(Quantize& quantize, const py::tuple& tuple) {
+    quantize.kind = Quantize::Kind::kInteger;
+    const uint64_t bits = to_u64(tuple[1], "a number of bits");
+    if (bits < 2 || bits > 8) refuse("integer stage's number of bits", std::to_string(bits));
+    quantize.bits = static_cast<unsigned>(bits);
+    quantize.granularity = to_granularity(to_name(tuple[2], "a granularity"));
+    if (quantize.granularity != Quantize::Granularity::kGroup)
+      quantize.size = to_u64(tuple[3], "a size or axis");
+    if (quantize.granularity == Quantize::Granularity::kBlock && quantize.size == 0) {
+      throw py::value_error("a block has at least one value");
+    }
+    if (tuple.size() == 4) return;
+    quantize.stochastic = py::bool_(tuple[4]);
+    quantize.codec_seed = to_u64(tuple[5], "a seed");
+    quantize.call_seed = to_u64(tuple[6], "a seed");
+  }
+
+  Call call_;
+  std::vector<Tensor> tensors_;
+  std::vector<Segment> segments_;
+  std::vector<Bytes> masks_;
+};
+
+// --- the calls
+// -------------------------------------------------------------------------------------------------------
+
+inline py::bytes encode(const py::object& header, const py::object& tensors,
+                        const py::object& segments, bool seal, const py::int_& first) {
+  constexpr size_t kChecksum = 4;
+  const Arguments arguments(tensors, segments, Call::kEncode);
+  const Bytes head(header);
+  const uint64_t drawn = to_u64(first, "first");
+  const Plan plan = arguments.plan(kernels_in_use());
+  NewBytes payload(head.get().size() + body_bound(plan) + kChecksum);
+  uint8_t* const out = payload.data();
+  const size_t size = compute([&](const Kernels& kernels) {
+    size_t at = head.get().size();
+    if (at > 0) std::memcpy(out, head.get().data(), at);
+    at += encode_body(plan, drawn, {out + at, body_bound(plan)});
+    if (!seal) return at;
+    const uint32_t crc = kernels.crc32(0, out, at);
+    std::memcpy(out + at, &crc, kChecksum);
+    return at + kChecksum;
+  });
+  return payload.shrunk_to(size);
+}
+
+// The body of a payload that someone else wrote.
+class Stretch {
+ public:
+  Stretch(const py::object& payload, const py::object& start, const py::object& stop)
+      : bytes_(payload), start_(to_u64(start, "start")), stop_(to_u64(stop, "stop")) {
+    if (start_ > stop_ || stop_ > bytes_.get().size())
+      throw py::value_error("start and stop leave the payload");
+  }
+  std::span<const uint8_t> bytes() const { return bytes_.get(); }
+  size_t start() const { return start_; }
+  size_t stop() const { return stop_; }
+
+ private:
+  Bytes bytes_;
+  size_t start_;
+  size_t stop_;
+};
+
+inline double check(const py::object& payload, const py::object& start, const py::object& stop,
+                    const py::object& tensors, const py::object& segments) {
+  const Stretch body(payload, start, stop);
+  const Arguments arguments(tensors, segments, Call::kShapes);
+  return compute([&](const Kernels& kernels) {
+    return check_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop());
+  });
+}
+
+inline void decode(const py::object& payload, const py::object& start, const py::object& stop,
+                   const py::object& tensors, const py::object& segments) {
+  const Stretch body(payload, start, stop);
+  const Arguments arguments(tensors, segments, Call::kDecode);
+  arguments.require_apart(body.bytes());
+  compute([&](const Kernels& kernels) {
+    decode_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop());
+  });
+}
+
+inline double accumulate(const py::object& payload, const py::object& start, const py::object& stop,
+                         const py::object& tensors, const py::object& segments,
+                         const py::object& accumulators, double weight, double bound) {
+  if (!std::isfinite(static_cast<float>(weight)))
+    throw py::value_error("the weight is not a finite float32");
+  const Stretch body(payload, start, stop);
+  Arguments arguments(tensors, segments, Call::kShapes);
+  arguments.set_accumulators(accumulators);
+  arguments.require_apart(body.bytes());
+  return compute([&](const Kernels& kernels) {
+    return accumulate_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop(),
+                           weight, bound);
+  });
+}
+
+// --- index sets by themselves
+// ----------------------------------------------------------------------------------------
+
+inline uint64_t to_group_size(const py::object& n) {
+  const uint64_t size = to_u64(n, "n");
+  if (size >> 63 != 0) throw py::value_error("n must be below 2^63");
+  return size;
+}
+
+inline py::bytes pack_sparse(const py::object& positions, const py::object& n) {
+  const Vector array(positions, "positions");
+  if (!array.is('i', sizeof(int64_t))) throw py::type_error("positions must be int64");
+  const std::span<const int64_t> from(static_cast<const int64_t*>(array.data()), array.size());
+  const uint64_t size = to_group_size(n);
+  const auto packed =
+      compute([&](const Kernels& kernels) { return pack_sparse(kernels, from, size); });
+  return py::bytes(reinterpret_cast<const char*>(packed.data()), packed.size());
+}
+
+inline py::tuple unpack_sparse(const py::object& buffer, const py::object& n) {
+  const Bytes bytes(buffer);
+  const uint64_t size = to_group_size(n);
+  Reader reader(bytes.get().data(), 0, bytes.get().size());
+  const uint64_t kept =
+      compute([&](const Kernels& kernels) { return check_sparse(kernels, reader, size); });
+  auto positions = array_of<int64_t>(kept);
+  int64_t* out = positions.mutable_data();
+  compute([&](const Kernels& kernels) {
+    unpack_sparse(kernels, Reader(bytes.get().data(), 0, bytes.get().size()), size, out);
+  });
+  return py::make_tuple(std::move(positions), reader.offset());
+}
+
+// --- the table
+// ---------------------------------------------------------------------------------------------------------
+
+inline void bind_body(py::module_& m) {
+  static PyObject* malformed = PyErr_NewException("fedcodec._native.Malformed", nullptr, nullptr);
+  static PyObject* non_finite = PyErr_NewException("fedcodec._native.NonFinite", nullptr, nullptr);
+  m.add_object("Malformed", malformed);
+  m.add_object("NonFinite", non_finite);
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const Malformed& error) {
+      PyErr_SetObject(malformed, py::make_tuple(error.message, error.offset).ptr());
+    } catch (const NonFinite& error) {
+      PyErr_SetObject(non_finite,
+                      py::make_tuple(error.tensor, error.element, error.value, error.narrow).ptr());
+    }
+  });
+  m.def("encode", encode, py::arg("header"), py::arg("tensors"), py::arg("segments"),
+        py::arg("seal"), py::arg("first") = 0);
+  m.def("check", check, py::arg("payload"), py::arg("start"), py::arg("stop"), py::arg("tensors"),
+        py::arg("segments"));
+  m.def("decode", decode, py::arg("payload"), py::arg("start"), py::arg("stop"), py::arg("tensors"),
+        py::arg("segments"));
+  m.def("accumulate", accumulate, py::arg("payload"), py::arg("start"), py::arg("stop"),
+        py::arg("tensors"), py::arg("segments"), py::arg("accumulators"), py::arg("weight"),
+        py::arg("bound"));
+  m.def("pack_sparse", pack_sparse, py::arg("positions"), py::arg("n"));
+  m.def("unpack_sparse", unpack_sparse, py::arg("buffer"), py::arg("n"));
+}
+
+}  // namespace fedcodec::bindings

@@ -1,0 +1,11 @@
+// The extension module fedcodec._native: a table of contents.
+#include <pybind11/pybind11.h>
+
+#include "body.h"
+#include "ops.h"
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "fedcodec's kernels (submodule ops) and the calls that fuse them.";
+  fedcodec::bindings::bind_body(m);
+  fedcodec::bindings::bind_ops(m);
+}

@@ -1,0 +1,184 @@
+// Bodies of payloads in terms of kernels: the calls. Every length is checked here before a kernel
+// runs.
+//
+// From the top: a body is segments, a segment the codings of its groups (encode-inl.h,
+// decode-inl.h), a coding an index set (index_set-inl.h) and values (values-inl.h), laid out as
+// both sides compute (layout-inl.h).
+#include "fedcodec/body.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "body/decode-inl.h"
+#include "body/encode-inl.h"
+#include "body/index_set-inl.h"
+
+namespace fedcodec {
+
+bool is_dtype(uint64_t id) { return (id >= 1 && id <= 4) || (id >= 8 && id <= 16); }
+
+bool is_float(Dtype dtype) { return dtype <= Dtype::kFloat64; }
+
+size_t item_size(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kInt8:
+    case Dtype::kUint8:
+    case Dtype::kBool:
+      return 1;
+    case Dtype::kFloat16:
+    case Dtype::kBfloat16:
+    case Dtype::kInt16:
+    case Dtype::kUint16:
+      return 2;
+    case Dtype::kFloat32:
+    case Dtype::kInt32:
+    case Dtype::kUint32:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
+namespace {
+
+// The largest magnitude that some tensors can have: their values are bounded, and finite in their
+// dtypes.
+double largest_in(std::span<const Tensor> tensors, std::span<const size_t> members, double bound) {
+  double largest = 0;
+  for (size_t i : members) {
+    const Dtype dtype = tensors[i].dtype;
+    largest = std::max(largest, std::min(round_magnitude(dtype, bound), largest_of(dtype)));
+  }
+  return largest;
+}
+
+// Calls f(members, largest) for all that was parsed.
+template <class F>
+void for_each_bound(std::span<const Tensor> tensors, const Parsed& parsed, F&& f) {
+  if (!parsed.terms.empty()) f(parsed.floats, largest_in(tensors, parsed.floats, parsed.bound));
+  for (const ParsedGroup& group : parsed.groups) {
+    f(group.group.members, largest_in(tensors, group.group.members, group.values.bound));
+  }
+}
+
+// The largest magnitude that is added to a float32 accumulator.
+double largest_added(std::span<const Tensor> tensors, const Parsed& parsed, double weight,
+                     size_t start) {
+  double most = 0;
+  for_each_bound(tensors, parsed, [&](std::span<const size_t> members, double largest) {
+    const bool narrow = std::any_of(members.begin(), members.end(),
+                                    [&](size_t i) { return tensors[i].held == Dtype::kFloat32; });
+    const double added = std::abs(weight) * largest;
+    if (!std::isfinite(added) || (narrow && largest > largest_of(Dtype::kFloat32))) {
+      throw Malformed{"a weighted value is infinite", start};
+    }
+    if (narrow) most = std::max(most, added);
+  });
+  return most;
+}
+
+}  // namespace
+
+size_t body_bound(const Plan& plan) {
+  uint64_t bound = 0;
+  for (const Segment& segment : plan.segments) {
+    bound += coder_bound(plan, segment.coder, floats_of(plan, segment, true));
+    for (size_t i : floats_of(plan, segment, false)) {
+      bound += plan.tensors[i].n * item_size(plan.tensors[i].dtype);
+    }
+  }
+  return bound;
+}
+
+size_t encode_body(const Plan& plan, uint64_t drawn, std::span<uint8_t> out) {
+  Encoder encoder(plan, drawn, out);
+  for (const Segment& segment : plan.segments) encoder.segment(segment);
+  return encoder.size();
+}
+
+double check_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop) {
+  Decoder decoder(plan);
+  double bound = 0;
+  for (const ParsedSegment& segment : parse_body(plan, decoder, payload, start, stop)) {
+    for_each_bound(plan.tensors, segment.coded, [&](std::span<const size_t>, double largest) {
+      bound = std::max(bound, largest);
+    });
+  }
+  return bound;
+}
+
+void decode_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop) {
+  Decoder decoder(plan);
+  std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
+  for (ParsedSegment& segment : body) decoder.prepare(segment.coded);
+  DecodeSink sink(plan.kernels, plan.tensors, decoder.scratch());
+  for (const ParsedSegment& segment : body) {
+    decoder.write(segment.coded, sink);
+    for (size_t i = 0; i < segment.exact.size(); ++i) {
+      const Tensor& to = plan.tensors[segment.exact[i]];
+      if (to.n > 0) std::memcpy(to.data, segment.bytes[i], to.n * item_size(to.dtype));
+    }
+  }
+}
+
+double accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
+                       double weight, double bound) {
+  Decoder decoder(plan);
+  std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
+  double largest = 0;
+  for (ParsedSegment& segment : body) {
+    decoder.prepare(segment.coded);
+    largest = std::max(largest, largest_added(plan.tensors, segment.coded, weight, start));
+  }
+  if (!(bound + largest <= largest_of(Dtype::kFloat32)))
+    throw Malformed{"the sum could leave float32's range", start};
+  AccumulateSink sink(plan.kernels, plan.tensors, weight, decoder.scratch());
+  for (const ParsedSegment& segment : body) {
+    decoder.write(segment.coded, sink);
+    for (size_t i = 0; i < segment.exact.size(); ++i) {
+      const Tensor& to = plan.tensors[segment.exact[i]];
+      exact_adder(to.dtype)(plan.kernels, segment.bytes[i], to.n, weight,
+                            static_cast<double*>(to.data), decoder.scratch());
+    }
+  }
+  return largest;
+}
+
+std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,
+                                 uint64_t n) {
+  TilePacker packer(kernels, n, positions.size());
+  std::vector<uint32_t> tile;
+  size_t next = 0;
+  int64_t last = -1;
+  for (uint64_t start = 0; start < n; start += packer.tile_length()) {
+    const uint64_t length = std::min(packer.tile_length(), n - start);
+    tile.clear();
+    for (; next < positions.size() && positions[next] < static_cast<int64_t>(start + length);
+         ++next) {
+      if (positions[next] <= last) break;
+      last = positions[next];
+      tile.push_back(static_cast<uint32_t>(static_cast<uint64_t>(last) - start));
+    }
+    packer.add(tile.data(), tile.size(), length);
+  }
+  if (next != positions.size())
+    throw std::invalid_argument("positions must increase strictly from 0 to below n");
+  return packer.bytes();
+}
+
+uint64_t check_sparse(const Kernels& kernels, Reader& reader, uint64_t n) {
+  return read_tiles(kernels, reader, n).kept;
+}
+
+void unpack_sparse(const Kernels& kernels, Reader reader, uint64_t n, int64_t* positions) {
+  const IndexSet set = read_tiles(kernels, reader, n);
+  Positions all(kernels);
+  all.reserve(set);
+  all.for_each(set, [&](uint64_t base, const uint32_t* from, size_t count) {
+    for (size_t i = 0; i < count; ++i) *positions++ = static_cast<int64_t>(base + from[i]);
+  });
+}
+
+}  // namespace fedcodec

@@ -1,0 +1,257 @@
+// Decoding: a checked view of the bytes, then the walk that writes. Part of body.cc.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "fedcodec/body.h"
+#include "values-inl.h"
+
+namespace fedcodec {
+namespace {
+
+struct ParsedGroup {
+  Group group;
+  IndexSet kept;
+  Values values;
+};
+
+// Tensors of the working precision, for some of a plan's.
+struct Work {
+  std::vector<Tensor> tensors;  // as many as the plan's
+  std::vector<std::unique_ptr<std::byte[]>> own;
+};
+
+struct Parsed {
+  std::span<const size_t> floats;
+  std::vector<ParsedGroup> groups;
+  std::vector<Parsed> terms;  // two: a residual
+  double bound = 0;           // of the magnitudes, before they are rounded to their tensors' dtypes
+  Work sum;                   // of the terms, once prepared
+};
+
+// Reads codings: `parse` checks the bytes, `prepare` makes all that `write` would allocate, `write`
+// cannot fail.
+class Decoder {
+ public:
+  explicit Decoder(const Plan& plan)
+      : kernels_(plan.kernels),
+        tensors_(plan.tensors),
+        scratch_(std::make_unique_for_overwrite<Scratch>()),
+        positions_(plan.kernels) {}
+
+  Scratch& scratch() { return *scratch_; }
+
+  Parsed parse(const Coder& coder, std::span<const size_t> floats, Reader& in) {
+    Parsed parsed;
+    parsed.floats = floats;
+    if (!coder.terms.empty()) {
+      for (const Coder& term : coder.terms) {
+        parsed.terms.push_back(parse(term, floats, in));
+        parsed.bound += parsed.terms.back().bound;
+      }
+      parsed.bound *= kRoundings;
+      return parsed;
+    }
+    for (const Group& group : groups_of(tensors_, floats, coder.select)) {
+      if (group.n == 0) continue;
+      parsed.groups.push_back(parse_group(coder, group, in));
+      parsed.bound = std::max(parsed.bound, parsed.groups.back().values.bound);
+    }
+    return parsed;
+  }
+
+  // Throws NonFinite.
+  void require_finite(Parsed& parsed) {
+    FiniteSink sink(tensors_);
+    if (!parsed.terms.empty()) {
+      if (surely_finite(parsed.bound, parsed.floats)) return;
+      prepare(parsed);
+      return write(parsed, sink);
+    }
+    for (const ParsedGroup& group : parsed.groups) {
+      if (surely_finite(group.values.bound, group.group.members)) continue;
+      positions_.reserve(group.kept);
+      write_group(group, sink);
+    }
+  }
+
+  void prepare(Parsed& parsed) {
+    for (const ParsedGroup& group : parsed.groups) positions_.reserve(group.kept);
+    if (parsed.terms.empty() || !parsed.sum.tensors.empty()) return;
+    parsed.sum = decoded(parsed.terms[0]);
+    const Work second = decoded(parsed.terms[1]);
+    for (size_t i : parsed.floats) {
+      const Tensor& to = parsed.sum.tensors[i];
+      if (to.dtype == Dtype::kFloat32) {
+        kernels_.add_f32(static_cast<float*>(second.tensors[i].data), to.n, 1,
+                         static_cast<float*>(to.data));
+      } else {
+        kernels_.add_f64(static_cast<double*>(second.tensors[i].data), to.n, 1,
+                         static_cast<double*>(to.data));
+      }
+    }
+  }
+
+  void write(const Parsed& parsed, Sink& sink) {
+    for (const ParsedGroup& group : parsed.groups) write_group(group, sink);
+    if (parsed.terms.empty()) return;
+    for (size_t i : parsed.floats) {
+      const Tensor& sum = parsed.sum.tensors[i];
+      const bool narrow = sum.dtype == Dtype::kFloat32;
+      for (uint64_t at = 0; at < sum.n; at += kChunk) {
+        const size_t n = std::min<uint64_t>(kChunk, sum.n - at);
+        sink.put(i, at, nullptr,
+                 {narrow ? static_cast<float*>(sum.data) + at : nullptr,
+                  narrow ? nullptr : static_cast<double*>(sum.data) + at, n});
+      }
+    }
+  }
+
+  // What a coding decodes to before it is rounded to a narrower dtype.
+  Work decoded(Parsed& parsed) {
+    Work work = {{tensors_.begin(), tensors_.end()}, {}};
+    for (size_t i : parsed.floats) {
+      Tensor& tensor = work.tensors[i];
+      tensor.dtype = tensor.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+      tensor.held = tensor.dtype;
+      work.own.push_back(buffer<std::byte>(multiply(tensor.n, item_size(tensor.dtype))));
+      tensor.data = work.own.back().get();
+    }
+    prepare(parsed);
+    DecodeSink sink(kernels_, work.tensors, *scratch_);
+    write(parsed, sink);
+    return work;
+  }
+
+ private:
+  ParsedGroup parse_group(const Coder& coder, const Group& group, Reader& in) {
+    if (group.n >> 63 != 0) throw Malformed{"a group of 2^63 elements or more", in.offset()};
+    ParsedGroup parsed = {group, read_index_set(kernels_, coder.select, in, group.n), {}};
+    const uint64_t m = parsed.kept.kept;
+    if (m > 0) {
+      const Layout layout = layout_of(coder.quantize, tensors_, group, m);
+      parsed.values = read_values(kernels_, layout, m, in, *scratch_);
+    }
+    return parsed;
+  }
+
+  bool surely_finite(double bound, std::span<const size_t> members) const {
+    return std::all_of(members.begin(), members.end(), [&](size_t i) {
+      return std::isfinite(round_magnitude(tensors_[i].dtype, bound));
+    });
+  }
+
+  void write_group(const ParsedGroup& group, Sink& sink) {
+    const Values& values = group.values;
+    if (group.kept.kind == IndexSet::Kind::kAll)
+      return write_dense(group.group.members[0], values, sink);
+    for (size_t i : group.group.members) sink.clear(i);
+    Dealer dealer(tensors_, group.group.members);
+    uint64_t next = 0;
+    const auto put = [&](size_t member, uint64_t at, const uint32_t* positions, size_t count) {
+      for (size_t i = 0; i < count; i += kChunk) {
+        const size_t n = std::min(kChunk, count - i);
+        const Chunk chunk = values.read(kernels_, next, n, nullptr, *scratch_);
+        sink.put(group.group.members[member], at, positions + i, chunk);
+        next += n;
+      }
+    };
+    positions_.for_each(group.kept, [&](uint64_t base, uint32_t* positions, size_t count) {
+      dealer.deal(base, positions, count, put);
+    });
+  }
+
+  void write_dense(size_t tensor, const Values& values, Sink& sink) {
+    for (uint64_t at = 0; at < values.m; at += kChunk) {
+      const size_t n = std::min<uint64_t>(kChunk, values.m - at);
+      if (values.layout.form == Form::kCodes && sink.put_codes(tensor, at, values, n)) continue;
+      sink.put(tensor, at, nullptr,
+               values.read(kernels_, at, n, sink.place(tensor, at), *scratch_));
+    }
+  }
+
+  const Kernels& kernels_;
+  std::span<const Tensor> tensors_;
+  std::unique_ptr<Scratch> scratch_;
+  Positions positions_;
+};
+
+struct ParsedSegment {
+  std::vector<size_t> floats;
+  Parsed coded;
+  std::vector<size_t> exact;
+  std::vector<const uint8_t*> bytes;  // of the exact tensors
+};
+
+const uint8_t* parse_exact(const Tensor& tensor, Reader& in) {
+  const size_t start = in.offset();
+  const uint8_t* bytes = in.take(multiply(tensor.n, item_size(tensor.dtype)), "a tensor");
+  if (tensor.dtype == Dtype::kBool) {
+    uint8_t all = 0;
+    for (uint64_t i = 0; i < tensor.n; ++i) all |= bytes[i];
+    if (all > 1) throw Malformed{"a bool is neither 0 nor 1", start};
+  }
+  return bytes;
+}
+
+std::vector<ParsedSegment> parse_body(const Plan& plan, Decoder& decoder, const uint8_t* payload,
+                                      size_t start, size_t stop) {
+  Reader in(payload, start, stop);
+  std::vector<ParsedSegment> body;
+  for (const Segment& segment : plan.segments) {
+    const size_t at = in.offset();
+    body.push_back({floats_of(plan, segment, true), {}, floats_of(plan, segment, false), {}});
+    ParsedSegment& parsed = body.back();
+    parsed.coded = decoder.parse(segment.coder, parsed.floats, in);
+    try {
+      decoder.require_finite(parsed.coded);
+    } catch (const NonFinite&) {
+      throw Malformed{"a value is not finite in its tensor's dtype", at};
+    }
+    for (size_t i : parsed.exact) parsed.bytes.push_back(parse_exact(plan.tensors[i], in));
+  }
+  in.finish("the body");
+  return body;
+}
+
+template <class T>
+void add_exact(const Kernels& kernels, const uint8_t* bytes, uint64_t n, double weight, double* acc,
+               Scratch& scratch) {
+  for (uint64_t at = 0; at < n; at += kChunk) {
+    const size_t count = std::min<uint64_t>(kChunk, n - at);
+    for (size_t i = 0; i < count; ++i) {
+      T value;
+      std::memcpy(&value, bytes + (at + i) * sizeof(T), sizeof(T));
+      scratch.f64[i] = static_cast<double>(value);
+    }
+    kernels.add_f64(scratch.f64, count, weight, acc + at);
+  }
+}
+
+auto exact_adder(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kInt8:
+      return add_exact<int8_t>;
+    case Dtype::kInt16:
+      return add_exact<int16_t>;
+    case Dtype::kInt32:
+      return add_exact<int32_t>;
+    case Dtype::kInt64:
+      return add_exact<int64_t>;
+    case Dtype::kUint16:
+      return add_exact<uint16_t>;
+    case Dtype::kUint32:
+      return add_exact<uint32_t>;
+    case Dtype::kUint64:
+      return add_exact<uint64_t>;
+    default:
+      return add_exact<uint8_t>;
+  }
+}
+
+}  // namespace
+}  // namespace fedcodec

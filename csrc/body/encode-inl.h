@@ -1,0 +1,504 @@
+// Encoding: selection, then values, straight into the output. Part of body.cc.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "decode-inl.h"
+#include "fedcodec/arith.h"
+#include "fedcodec/body.h"
+
+namespace fedcodec {
+namespace {
+
+double value_at(const Tensor& tensor, uint64_t i) {
+  switch (tensor.held) {
+    case Dtype::kFloat32:
+      return static_cast<double>(static_cast<const float*>(tensor.data)[i]);
+    case Dtype::kFloat64:
+      return static_cast<const double*>(tensor.data)[i];
+    case Dtype::kFloat16:
+      return static_cast<double>(f16_to_f32(static_cast<const uint16_t*>(tensor.data)[i]));
+    default:
+      return static_cast<double>(bf16_to_f32(static_cast<const uint16_t*>(tensor.data)[i]));
+  }
+}
+
+// Throws NonFinite for the first element that is not finite, if there is one.
+void require_finite(std::span<const Tensor> tensors, std::span<const size_t> members) {
+  for (size_t i : members) {
+    for (uint64_t at = 0; at < tensors[i].n; ++at) {
+      const double value = value_at(tensors[i], at);
+      if (!std::isfinite(value)) throw NonFinite{i, at, value, 0};
+    }
+  }
+}
+
+// The working values of some tensors: their own memory where it holds that type.
+template <class W>
+struct Inputs {
+  std::vector<std::span<const W>> parts;
+  std::vector<std::unique_ptr<W[]>> own;
+};
+
+// Encodes codings; `tensors` are the plan's, with other values for the second term of a residual.
+class Encoder {
+ public:
+  Encoder(const Plan& plan, uint64_t drawn, std::span<uint8_t> out)
+      : plan_(plan),
+        kernels_(plan.kernels),
+        out_(out),
+        drawn_(drawn),
+        decoder_(plan),
+        positions_(plan.kernels) {}
+
+  size_t size() const { return out_.size(); }
+
+  void segment(const Segment& segment) {
+    const std::vector<size_t> floats = floats_of(plan_, segment, true);
+    try {
+      const size_t start = out_.size();
+      coder(segment.coder, plan_.tensors, floats);
+      require_decodable(segment.coder, floats, start);
+    } catch (const NonFinite&) {
+      require_finite(plan_.tensors, floats);  // what is not finite by itself is named first
+      throw;
+    }
+    for (size_t i : floats_of(plan_, segment, false)) exact(plan_.tensors[i]);
+  }
+
+ private:
+  void coder(const Coder& coder, std::span<const Tensor> tensors, std::span<const size_t> floats) {
+    if (!coder.terms.empty()) return residual(coder, tensors, floats);
+    const std::vector<Group> groups = groups_of(tensors, floats, coder.select);
+    for (size_t i = 0; i < groups.size(); ++i) {
+      if (groups[i].n == 0) continue;
+      if (groups[i].value == Dtype::kFloat64) {
+        group<double>(coder, i, groups[i], tensors);
+      } else {
+        group<float>(coder, i, groups[i], tensors);
+      }
+    }
+  }
+
+  void residual(const Coder& whole, std::span<const Tensor> tensors,
+                std::span<const size_t> floats) {
+    const size_t start = out_.size();
+    coder(whole.terms[0], tensors, floats);
+    Reader in(out_.data(), start, out_.size());
+    Parsed first = decoder_.parse(whole.terms[0], floats, in);
+    const Work missed = decoder_.decoded(first);
+    for (size_t i : floats) {
+      const std::span<const size_t> member(&i, 1);
+      if (tensors[i].dtype == Dtype::kFloat64) {
+        subtract(kernels_.subtract_f64, inputs<double>(tensors, member).parts[0], missed.tensors[i],
+                 decoder_.scratch().f64);
+      } else {
+        subtract(kernels_.subtract_f32, inputs<float>(tensors, member).parts[0], missed.tensors[i],
+                 decoder_.scratch().f32);
+      }
+    }
+    std::vector<Tensor> rest(tensors.begin(), tensors.end());
+    for (size_t i : floats) {
+      rest[i].data = missed.tensors[i].data;
+      rest[i].held = missed.tensors[i].held;
+    }
+    coder(whole.terms[1], rest, floats);
+  }
+
+  // y = x - y
+  template <class W>
+  static void subtract(void (*kernel)(const W*, const W*, size_t, W*), std::span<const W> x,
+                       const Tensor& y, W* scratch) {
+    W* values = static_cast<W*>(y.data);
+    for (size_t at = 0; at < x.size(); at += kChunk) {
+      const size_t n = std::min(kChunk, x.size() - at);
+      kernel(x.data() + at, values + at, n, scratch);
+      std::memcpy(values + at, scratch, n * sizeof(W));
+    }
+  }
+
+  // A scale that tensors share, or a sum, may take a value beyond its tensor's dtype.
+  void require_decodable(const Coder& coder, std::span<const size_t> floats, size_t start) {
+    const bool safe = coder.terms.empty() &&
+                      std::none_of(floats.begin(), floats.end(),
+                                   [&](size_t i) { return is_half(plan_.tensors[i].dtype); });
+    if (safe) return;
+    Reader in(out_.data(), start, out_.size());
+    Parsed parsed = decoder_.parse(coder, floats, in);
+    try {
+      decoder_.require_finite(parsed);
+    } catch (NonFinite& found) {
+      found.value = value_at(plan_.tensors[found.tensor], found.element);
+      throw;
+    }
+  }
+
+  void exact(const Tensor& tensor) {
+    const size_t n = tensor.n * item_size(tensor.dtype);
+    uint8_t* to = out_.take(n);
+    const uint8_t* from = static_cast<const uint8_t*>(tensor.data);
+    if (tensor.dtype == Dtype::kBool) {
+      for (size_t i = 0; i < n; ++i) to[i] = from[i] != 0;
+    } else if (n > 0) {
+      std::memcpy(to, from, n);
+    }
+  }
+
+  template <class W>
+  void group(const Coder& coder, size_t number, const Group& group,
+             std::span<const Tensor> tensors) {
+    const Tensor& first = tensors[group.members[0]];
+    const bool all = coder.select.kind == Select::Kind::kAll;
+    if (all && is_half(first.held) &&
+        layout_of(coder.quantize, tensors, group, group.n).dtype == first.held) {
+      return halves(group.members[0], first);
+    }
+    const Inputs<W> in = inputs<W>(tensors, group.members);
+    const Source<W> source = {coder, group, tensors, in.parts, out_.size()};
+    switch (coder.select.kind) {
+      case Select::Kind::kAll:
+        return values(source, in.parts[0].data(), group.n);
+      case Select::Kind::kRandom:
+      case Select::Kind::kMask:
+        return by_bits(source, number);
+      default:
+        return by_magnitude(source, number);
+    }
+  }
+
+  // A group on its way: its coding begins at `start` of the output.
+  template <class W>
+  struct Source {
+    const Coder& coder;
+    const Group& group;
+    std::span<const Tensor> tensors;
+    Parts<W> parts;
+    size_t start;
+  };
+
+  template <class W>
+  Inputs<W> inputs(std::span<const Tensor> tensors, std::span<const size_t> members) {
+    constexpr Dtype kWork = std::is_same_v<W, float> ? Dtype::kFloat32 : Dtype::kFloat64;
+    Inputs<W> in;
+    for (size_t i : members) {
+      const Tensor& tensor = tensors[i];
+      if (tensor.held == kWork) {
+        in.parts.push_back({static_cast<const W*>(tensor.data), static_cast<size_t>(tensor.n)});
+        continue;
+      }
+      in.own.push_back(buffer<W>(tensor.n));
+      widen(tensor, in.own.back().get());
+      in.parts.push_back({in.own.back().get(), static_cast<size_t>(tensor.n)});
+    }
+    return in;
+  }
+
+  void widen(const Tensor& half, float* out) {
+    widen_half(kernels_, half.held, static_cast<const uint16_t*>(half.data), half.n, out);
+  }
+
+  void widen(const Tensor& tensor, double* out) {
+    for (uint64_t at = 0; at < tensor.n; at += kChunk) {
+      const size_t n = std::min<uint64_t>(kChunk, tensor.n - at);
+      const float* from = decoder_.scratch().f32;
+      if (tensor.held == Dtype::kFloat32) {
+        from = static_cast<const float*>(tensor.data) + at;
+      } else {
+        const uint16_t* half = static_cast<const uint16_t*>(tensor.data) + at;
+        widen_half(kernels_, tensor.held, half, n, decoder_.scratch().f32);
+      }
+      kernels_.f32_to_f64(from, n, out + at);
+    }
+  }
+
+  // A half tensor that travels as it is.
+  void halves(size_t index, const Tensor& tensor) {
+    const uint16_t* x = static_cast<const uint16_t*>(tensor.data);
+    if (kernels_.max_key_u16(x, tensor.n) >= infinity_of(tensor.held))
+      require_finite(plan_.tensors, {&index, 1});
+    out_.bytes(x, tensor.n * sizeof(uint16_t));
+  }
+
+  static uint32_t infinity_of(Dtype half) { return half == Dtype::kFloat16 ? 0x7c00 : 0x7f80; }
+
+  template <class W>
+  void require_finite_parts(const Source<W>& source) {
+    const bool all =
+        std::all_of(source.parts.begin(), source.parts.end(), [&](std::span<const W> part) {
+          return finite(max_key(kernels_, part.data(), part.size()));
+        });
+    if (!all) require_finite(source.tensors, source.group.members);
+  }
+
+  // Throws NonFinite for the first of the m kept values that does not fit the dtype.
+  template <class W>
+  void refuse(const Source<W>& source, const W* x, uint64_t m, Dtype dtype) {
+    const uint64_t wrong = static_cast<uint64_t>(
+        std::find_if(
+            x, x + m,
+            [&](W value) { return !(std::abs(static_cast<double>(value)) < overflow_of(dtype)); }) -
+        x);
+    if (wrong == m) unexpected(source);
+    const auto found = [&](size_t member, uint64_t at) {
+      const size_t tensor = source.group.members[member];
+      const double value = value_at(source.tensors[tensor], at);
+      throw NonFinite{tensor, at, value,
+                      std::isfinite(value) ? static_cast<uint8_t>(dtype) : uint8_t{0}};
+    };
+    // The values, which an index set may ask for, are yet to come.
+    Reader in(out_.data(), source.start, out_.capacity());
+    const IndexSet set = read_index_set(kernels_, source.coder.select, in, source.group.n);
+    if (set.kind == IndexSet::Kind::kAll) found(0, wrong);
+    Dealer dealer(source.tensors, source.group.members);
+    uint64_t next = 0;
+    for_each_position(set, dealer,
+                      [&](size_t member, uint64_t at, const uint32_t* positions, size_t count) {
+                        if (wrong - next < count) found(member, at + positions[wrong - next]);
+                        next += count;
+                      });
+  }
+
+  template <class F>
+  void for_each_position(const IndexSet& set, Dealer& dealer, F&& f) {
+    positions_.reserve(set);
+    positions_.for_each(set, [&](uint64_t base, uint32_t* positions, size_t count) {
+      dealer.deal(base, positions, count, f);
+    });
+  }
+
+  // --- selection: writes the index set, gathers the kept values ---
+
+  template <class W>
+  void by_bits(const Source<W>& source, size_t number) {
+    require_finite_parts(source);
+    const Select& select = source.coder.select;
+    const uint64_t n = source.group.n;
+    const IndexSet set =
+        select.kind == Select::Kind::kMask ? mask(select, n) : random(select, number, n);
+    const auto kept = buffer<W>(set.kept);
+    W* next = kept.get();
+    Dealer dealer(source.tensors, source.group.members);
+    for_each_position(set, dealer,
+                      [&](size_t member, uint64_t at, const uint32_t* positions, size_t count) {
+                        gather(kernels_, source.parts[member].data() + at, positions, count, next);
+                        next += count;
+                      });
+    if (set.kept > 0) values(source, kept.get(), set.kept);
+  }
+
+  IndexSet mask(const Select& select, uint64_t n) {
+    if (select.n != n)
+      throw std::invalid_argument("the mask has another number of elements than its group");
+    return mask_set(kernels_, select, n);
+  }
+
+  IndexSet random(const Select& select, size_t number, uint64_t n) {
+    const uint64_t seed = at(select.seeds, number);
+    const uint64_t k = at(select.counts, number);
+    if (k > n) throw std::invalid_argument("random selection of more values than there are");
+    out_.varint(k);
+    out_.bytes(&seed, sizeof(seed));
+    return random_set(kernels_, n, k, seed);
+  }
+
+  static uint64_t at(const std::vector<uint64_t>& of_groups, size_t number) {
+    if (number < of_groups.size()) return of_groups[number];
+    throw std::invalid_argument("a select stage lacks the parameters of a group");
+  }
+
+  template <class W>
+  struct Kept {
+    Cut<KeyOf<W>> cut;
+    uint64_t m;
+  };
+
+  template <class W>
+  Kept<W> cut_of(const Source<W>& source, size_t number) {
+    const Select& select = source.coder.select;
+    Kept<W> kept = {{0, 0}, 0};
+    if (select.kind == Select::Kind::kTopK) {
+      kept.m = at(select.counts, number);
+      if (kept.m > source.group.n)
+        throw std::invalid_argument("top-k of more values than there are");
+      kept.cut = topk_threshold(kernels_, source.parts, kept.m);
+      // Ternary keeps no zeros: they would decode to the magnitude.
+      if (kept.cut.key != 0 || source.coder.quantize.kind != Quantize::Kind::kSign) return kept;
+      kept = {{0, 0}, 0};
+    } else if (select.kind == Select::Kind::kThreshold) {
+      kept.cut.key = key_of(threshold_of<W>(select.value));
+    } else {
+      require_finite_parts(source);
+      kept.cut.key = key_of(percentile(kernels_, source.parts, select));
+    }
+    for (const auto& part : source.parts) kept.m += count_above(kernels_, part, kept.cut.key);
+    return kept;
+  }
+
+  template <class W>
+  void by_magnitude(const Source<W>& source, size_t number) {
+    auto [cut, m] = cut_of(source, number);
+    const uint64_t n = source.group.n;
+    TilePacker packer(kernels_, n, m);
+    // A kernel may write as much as it reads before it knows what is kept.
+    const auto kept = buffer<W>(m + kWindow);
+    const auto positions = buffer<uint32_t>(std::min(m, packer.tile_length()) + kWindow);
+    uint64_t length = std::min(packer.tile_length(), n);
+    uint64_t read = 0;      // elements of the tile
+    size_t in_tile = 0;     // of them kept
+    uint64_t done = 0;      // kept in all
+    uint64_t finished = 0;  // elements of the tiles before
+    for (const auto& part : source.parts) {
+      for (size_t at = 0; at < part.size();) {
+        const size_t step =
+            std::min({uint64_t{kWindow}, uint64_t{part.size() - at}, length - read});
+        uint32_t* to = positions.get() + in_tile;
+        const size_t count = compact(kernels_, part.data() + at, step, cut, to, kept.get() + done);
+        if (count > m - done) unexpected(source);
+        for (size_t i = 0; i < count; ++i) to[i] += static_cast<uint32_t>(read);
+        in_tile += count;
+        done += count;
+        at += step;
+        read += step;
+        if (read < length) continue;
+        packer.add(positions.get(), in_tile, length);
+        finished += length;
+        length = std::min(packer.tile_length(), n - finished);
+        in_tile = 0;
+        read = 0;
+      }
+    }
+    if (done != m) unexpected(source);
+    packer.write(out_);
+    if (m > 0) return values(source, kept.get(), m);
+    require_finite_parts(source);
+  }
+
+  // A cut that keeps another number than it should has met what is not a number, or other numbers
+  // than it was made of.
+  template <class W>
+  [[noreturn]] void unexpected(const Source<W>& source) {
+    require_finite_parts(source);
+    throw std::runtime_error("the input changed while it was encoded");
+  }
+
+  // --- values ---
+
+  template <class W>
+  void values(const Source<W>& source, const W* x, uint64_t m) {
+    const Quantize& quantize = source.coder.quantize;
+    const Layout layout = layout_of(quantize, source.tensors, source.group, m);
+    if (layout.form == Form::kPlain) return plain(layout.dtype, source, x, m);
+    bool fits;
+    if constexpr (std::is_same_v<W, double>) {
+      const auto rounded = buffer<float>(m);
+      kernels_.f64_to_f32(x, m, rounded.get());
+      fits = coded(quantize, layout, rounded.get(), m);
+    } else {
+      fits = coded(quantize, layout, x, m);
+    }
+    if (!fits) refuse(source, x, m, Dtype::kFloat32);
+  }
+
+  template <class W>
+  void plain(Dtype dtype, const Source<W>& source, const W* x, uint64_t m) {
+    if (!is_half(dtype)) {
+      if (!finite(max_key(kernels_, x, m))) refuse(source, x, m, dtype);
+      return out_.bytes(x, m * sizeof(W));
+    }
+    Scratch& scratch = decoder_.scratch();
+    for (uint64_t at = 0; at < m; at += kChunk) {
+      const size_t n = std::min<uint64_t>(kChunk, m - at);
+      round_to(kernels_, dtype, chunk_of(x + at, n), scratch);
+      if (kernels_.max_key_u16(scratch.u16, n) >= infinity_of(dtype)) refuse(source, x, m, dtype);
+      out_.bytes(scratch.u16, n * sizeof(uint16_t));
+    }
+  }
+
+  static Chunk chunk_of(const float* x, size_t n) { return {x, nullptr, n}; }
+  static Chunk chunk_of(const double* x, size_t n) { return {nullptr, x, n}; }
+
+  // False if a value is not finite.
+  bool coded(const Quantize& quantize, const Layout& layout, const float* x, uint64_t m) {
+    return layout.form == Form::kSigns ? signs(x, m) : codes(quantize, layout, x, m);
+  }
+
+  bool signs(const float* x, uint64_t m) {
+    const uint32_t largest = kernels_.max_key_f32(x, m);
+    if (!finite(largest)) return false;
+    float magnitude = 0;
+    if (largest != 0) {
+      constexpr uint64_t kMost = uint64_t{1} << 32;  // whose sum a kernel can hold
+      const int exponent = exponent_of(largest);
+      unsigned __int128 sum = 0;
+      for (uint64_t at = 0; at < m; at += kMost) {
+        sum += kernels_.magnitude_sum(x + at, std::min(kMost, m - at), exponent);
+      }
+      magnitude = static_cast<float>(static_cast<double>(sum) / static_cast<double>(m) *
+                                     power_of_two(exponent - 31));
+    }
+    out_.bytes(&magnitude, sizeof(magnitude));
+    kernels_.pack_signs(x, m, out_.take(ceil_div(m, 8)));
+    return true;
+  }
+
+  bool codes(const Quantize& quantize, const Layout& layout, const float* x, uint64_t m) {
+    const Grid grid = layout.grid;
+    const int levels = levels_of(layout.bits);
+    std::vector<float> scales(grid.channels);
+    uint8_t* to_scales = out_.take(grid.channels * sizeof(float));
+    uint8_t* packed = out_.take(ceil_div(m * layout.bits, 8));
+    const auto own = layout.bits == 8 ? nullptr : buffer<int8_t>(m);
+    int8_t* to = own ? own.get() : reinterpret_cast<int8_t*>(packed);
+    if (!quantize.stochastic && grid.inner * grid.channels >= m) {
+      if (!finite(kernels_.quantize_blocks(x, m, grid.inner, levels, scales.data(), to)))
+        return false;
+    } else {
+      std::vector<uint32_t> keys(grid.channels);
+      kernels_.channel_keys(x, m, grid, keys.data());
+      if (!finite(*std::max_element(keys.begin(), keys.end()))) return false;
+      kernels_.scales_from_keys(keys.data(), keys.size(), levels, scales.data());
+      if (quantize.stochastic) {
+        const Draw draw = {quantize.codec_seed, quantize.call_seed, drawn_};
+        kernels_.quantize_stochastic(x, m, grid, levels, scales.data(), draw, to);
+        drawn_ += m;
+      } else {
+        kernels_.quantize_nearest(x, m, grid, levels, scales.data(), to);
+      }
+    }
+    std::memcpy(to_scales, scales.data(), scales.size() * sizeof(float));
+    if (own) kernels_.pack_codes(own.get(), m, layout.bits, packed);
+    return true;
+  }
+
+  const Plan& plan_;
+  const Kernels& kernels_;
+  Writer out_;
+  uint64_t drawn_;
+  Decoder decoder_;
+  Positions positions_;
+};
+
+uint64_t coder_bound(const Plan& plan, const Coder& coder, std::span<const size_t> floats) {
+  uint64_t bound = 0;
+  for (const Coder& term : coder.terms) bound += coder_bound(plan, term, floats);
+  if (!coder.terms.empty()) return bound;
+  const std::vector<Group> groups = groups_of(plan.tensors, floats, coder.select);
+  for (size_t i = 0; i < groups.size(); ++i) {
+    uint64_t kept = groups[i].n;
+    const bool counted =
+        coder.select.kind == Select::Kind::kTopK || coder.select.kind == Select::Kind::kRandom;
+    if (counted && i < coder.select.counts.size()) kept = std::min(kept, coder.select.counts[i]);
+    // Values are coded only where that is smaller; 18 bytes are random selection's.
+    bound += kept * item_size(groups[i].value);
+    if (coder.select.kind != Select::Kind::kAll) bound += sparse_bound(groups[i].n) + 18;
+  }
+  return bound;
+}
+
+}  // namespace
+}  // namespace fedcodec

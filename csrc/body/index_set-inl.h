@@ -1,0 +1,457 @@
+// Index sets: tiles of positions to bytes and back. Part of body.cc.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "fedcodec/body.h"
+#include "fedcodec/reader.h"
+#include "layout-inl.h"
+
+namespace fedcodec {
+namespace {
+
+// --- writing bytes
+// -----------------------------------------------------------------------------------------------------
+
+size_t put_varint(uint8_t* at, uint64_t value) {
+  size_t n = 0;
+  for (; value > 0x7f; value >>= 7) at[n++] = static_cast<uint8_t>(value | 0x80);
+  at[n++] = static_cast<uint8_t>(value);
+  return n;
+}
+
+size_t varint_size(uint64_t value) {
+  return (static_cast<size_t>(std::bit_width(value | 1)) + 6) / 7;
+}
+
+class Writer {
+ public:
+  explicit Writer(std::span<uint8_t> out) : out_(out) {}
+
+  size_t size() const { return at_; }
+  size_t capacity() const { return out_.size(); }
+  const uint8_t* data() const { return out_.data(); }
+
+  uint8_t* take(size_t n) {
+    if (n > out_.size() - at_) throw std::length_error("the bound of an encoded body is too small");
+    at_ += n;
+    return out_.data() + at_ - n;
+  }
+  void bytes(const void* from, size_t n) {
+    uint8_t* to = take(n);
+    if (n > 0) std::memcpy(to, from, n);
+  }
+  void varint(uint64_t value) { put_varint(take(varint_size(value)), value); }
+
+ private:
+  std::span<uint8_t> out_;
+  size_t at_ = 0;
+};
+
+// --- packing a sparse index set
+// ------------------------------------------------------------------------------------------
+
+enum Mode : uint8_t { kBitmap = 0, kList = 1, kRice = 2 };
+
+struct Tile {
+  unsigned mode;
+  bool complement;
+  unsigned r;
+  uint64_t coded;  // the size of the coded set
+  uint64_t unary;  // bits of the unary string
+
+  uint64_t kept(uint64_t length) const { return complement ? length - coded : coded; }
+};
+
+size_t tile_bytes(const Tile& tile, uint64_t length) {
+  switch (tile.mode) {
+    case kBitmap:
+      return ceil_div(length, 8);
+    case kList:
+      return 2 * tile.coded;
+    default:
+      return ceil_div(tile.coded * tile.r, 8) + ceil_div(tile.unary, 8);
+  }
+}
+
+size_t header_bytes(const Tile& tile) {
+  const bool has_unary = tile.mode == kRice && tile.coded > 0;
+  return 1 + varint_size(tile.coded) + (has_unary ? varint_size(tile.unary) : 0);
+}
+
+class TilePacker {
+ public:
+  TilePacker(const Kernels& kernels, uint64_t n, uint64_t kept)
+      : kernels_(kernels), t_(kMinTileBits) {
+    // kept * 2^t < 512 * n, with nothing to overflow.
+    while (t_ < kMaxTileBits && kept < ceil_div(n, uint64_t{1} << (t_ - 9)) &&
+           uint64_t{1} << t_ < n) {
+      ++t_;
+    }
+  }
+
+  uint64_t tile_length() const { return uint64_t{1} << t_; }
+
+  // The next tile: the m positions that it keeps, from its start.
+  void add(const uint32_t* positions, size_t m, uint64_t length) {
+    const uint32_t* coded = positions;
+    const bool complement = 2 * m > length;
+    if (complement) {
+      if (others_.size() < length - m) others_.resize(length - m);
+      kernels_.complement(positions, m, length, others_.data());
+      coded = others_.data();
+    }
+    const Tile tile = choose(coded, complement, m, length);
+    header(tile);
+    data(tile, tile.mode == kBitmap ? positions : coded, length);
+  }
+
+  void write(Writer& out) const {
+    *out.take(1) = static_cast<uint8_t>(t_);
+    out.bytes(headers_.data(), headers_.size());
+    out.bytes(data_.data(), data_.size());
+  }
+
+  std::vector<uint8_t> bytes() const {
+    std::vector<uint8_t> all(1 + headers_.size() + data_.size());
+    Writer out(all);
+    write(out);
+    return all;
+  }
+
+ private:
+  Tile choose(const uint32_t* coded, bool complement, size_t m, uint64_t length) const {
+    const uint64_t c = complement ? length - m : m;
+    const Tile list = {kList, complement, 0, c, 0};
+    if (c == 0) return t_ == kMinTileBits ? list : Tile{kRice, complement, 0, 0, 0};
+    Tile best = rice(coded, complement, c);
+    size_t least = size_of(best, length);
+    if (t_ == kMinTileBits && size_of(list, length) <= least) {
+      best = list;
+      least = size_of(list, length);
+    }
+    const Tile bitmap = {kBitmap, false, 0, m, 0};
+    return size_of(bitmap, length) < least ? bitmap : best;
+  }
+
+  Tile rice(const uint32_t* coded, bool complement, uint64_t c) const {
+    const uint64_t gaps = coded[c - 1] - (c - 1);
+    const unsigned most =
+        static_cast<unsigned>(std::bit_width(std::max<uint64_t>(1, gaps / c))) - 1;
+    const unsigned least = most < 2 ? 0 : most - 2;
+    uint64_t sums[3];
+    kernels_.gap_sums(coded, c, least, sums);
+    Tile best = {kRice, complement, least, c, sums[0] + c};
+    for (unsigned r = least + 1; r <= most; ++r) {
+      const Tile tile = {kRice, complement, r, c, sums[r - least] + c};
+      if (tile_bytes(tile, 0) < tile_bytes(best, 0)) best = tile;
+    }
+    return best;
+  }
+
+  static size_t size_of(const Tile& tile, uint64_t length) {
+    return header_bytes(tile) + tile_bytes(tile, length);
+  }
+
+  void header(const Tile& tile) {
+    const size_t at = headers_.size();
+    headers_.resize(at + header_bytes(tile));
+    uint8_t* out = headers_.data() + at;
+    *out++ = static_cast<uint8_t>(tile.mode | (tile.complement ? 4u : 0u) | tile.r << 3);
+    out += put_varint(out, tile.coded);
+    if (tile.mode == kRice && tile.coded > 0) put_varint(out, tile.unary);
+  }
+
+  void data(const Tile& tile, const uint32_t* positions, uint64_t length) {
+    if (tile.coded == 0) return;
+    const size_t at = data_.size();
+    data_.resize(at + tile_bytes(tile, length));
+    uint8_t* out = data_.data() + at;
+    switch (tile.mode) {
+      case kBitmap:
+        kernels_.pack_bitmap(positions, tile.coded, out);
+        break;
+      case kList:
+        for (size_t i = 0; i < tile.coded; ++i) {
+          const uint16_t position = static_cast<uint16_t>(positions[i]);
+          std::memcpy(out + 2 * i, &position, 2);
+        }
+        break;
+      default:
+        kernels_.pack_rice(positions, tile.coded, tile.r, out,
+                           out + ceil_div(tile.coded * tile.r, 8));
+    }
+  }
+
+  const Kernels& kernels_;
+  unsigned t_;
+  std::vector<uint8_t> headers_, data_;
+  std::vector<uint32_t> others_;
+};
+
+// At most a bitmap for every tile, whatever is chosen.
+uint64_t sparse_bound(uint64_t n) { return 1 + 8 * (n / kWindow + 1) + n / 8; }
+
+// --- reading an index set
+// ------------------------------------------------------------------------------------------------
+
+// Which elements of a group are kept; the bytes are checked.
+struct IndexSet {
+  enum class Kind { kAll, kBits, kTiles };
+  Kind kind;
+  uint64_t n;
+  uint64_t kept;
+  const uint8_t* bits = nullptr;        // kBits
+  std::unique_ptr<uint8_t[]> own = {};  // where the bits are ours
+  unsigned t = kMinTileBits;            // kTiles
+  Reader headers = {nullptr, 0, 0};
+  Reader data = {nullptr, 0, 0};
+  uint64_t largest = 0;  // the largest coded set of a tile that is not a bitmap
+};
+
+Tile read_header(Reader& in, unsigned t, uint64_t length) {
+  const size_t start = in.offset();
+  const uint8_t first = in.byte("a tile's header");
+  Tile tile = {first & 3u, (first & 4) != 0, static_cast<unsigned>(first) >> 3, 0, 0};
+  tile.coded = in.varint("a tile's count");
+  const bool valid = tile.mode == kBitmap ? tile.r == 0 && !tile.complement
+                     : tile.mode == kList ? tile.r == 0 && t == kMinTileBits
+                                          : tile.mode == kRice && tile.r <= kMaxRice;
+  if (!valid) throw Malformed{"a tile's header is not one of the format", start};
+  if (tile.coded > length) throw Malformed{"a tile codes more positions than it has", start};
+  if (tile.mode == kRice && tile.coded > 0) tile.unary = in.varint("the length of a unary string");
+  return tile;
+}
+
+void check_list(const Tile& tile, uint64_t length, Reader& in) {
+  const size_t start = in.offset();
+  const uint8_t* list = in.take(2 * tile.coded, "a tile's list");
+  int64_t last = -1;
+  bool increasing = true;
+  for (size_t i = 0; i < tile.coded; ++i) {
+    uint16_t position;
+    std::memcpy(&position, list + 2 * i, 2);
+    increasing &= position > last;
+    last = position;
+  }
+  if (!increasing || last >= static_cast<int64_t>(length)) {
+    throw Malformed{"a tile's positions do not increase strictly below its length", start};
+  }
+}
+
+void check_rice(const Kernels& kernels, const Tile& tile, uint64_t length, Reader& in) {
+  if (tile.coded == 0) return;
+  const size_t start = in.offset();
+  const uint8_t* remainders = in.take_bits(tile.coded * tile.r, "a tile's remainders");
+  const uint8_t* unary = in.take_bits(tile.unary, "a tile's unary string");
+  const uint64_t last = tile.unary - 1;
+  if (tile.unary < tile.coded || (unary[last / 8] >> (last % 8) & 1) == 0 ||
+      kernels.count_bits(unary, ceil_div(tile.unary, 8)) != tile.coded) {
+    throw Malformed{"a tile's unary string does not end with its last one", start};
+  }
+  const uint64_t quotients = tile.unary - tile.coded;
+  const uint64_t remainder = kernels.sum_remainders(remainders, tile.coded, tile.r);
+  if (quotients > length >> tile.r ||
+      (quotients << tile.r) + remainder + tile.coded - 1 >= length) {
+    throw Malformed{"a tile's positions leave the tile", start};
+  }
+}
+
+void check_tile(const Kernels& kernels, const Tile& tile, uint64_t length, Reader& in) {
+  if (tile.mode == kBitmap) {
+    const size_t start = in.offset();
+    const uint8_t* bits = in.take_bits(length, "a tile's bitmap");
+    if (kernels.count_bits(bits, ceil_div(length, 8)) != tile.coded) {
+      throw Malformed{"a tile's bitmap does not have as many bits set as it claims", start};
+    }
+  } else if (tile.mode == kList) {
+    check_list(tile, length, in);
+  } else {
+    check_rice(kernels, tile, length, in);
+  }
+}
+
+template <class F>
+void for_each_tile(uint64_t n, unsigned t, F&& f) {
+  const uint64_t full = uint64_t{1} << t;
+  for (uint64_t start = 0; start < n; start += full) f(start, std::min(full, n - start));
+}
+
+IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {
+  IndexSet set = {IndexSet::Kind::kTiles, n, 0};
+  const size_t start = in.offset();
+  set.t = in.byte("the tile size");
+  if (set.t < kMinTileBits || set.t > kMaxTileBits)
+    throw Malformed{"the tile size is not 16 to 31", start};
+  set.headers = in;
+  for_each_tile(n, set.t, [&](uint64_t, uint64_t length) {
+    const Tile tile = read_header(in, set.t, length);
+    set.kept += tile.kept(length);
+    if (tile.mode != kBitmap) set.largest = std::max(set.largest, tile.coded);
+  });
+  set.data = in;
+  Reader headers = set.headers;
+  for_each_tile(n, set.t, [&](uint64_t, uint64_t length) {
+    check_tile(kernels, read_header(headers, set.t, length), length, in);
+  });
+  return set;
+}
+
+IndexSet random_set(const Kernels& kernels, uint64_t n, uint64_t k, uint64_t seed) {
+  const auto positions = buffer<uint64_t>(k);
+  sorted_random_positions(kernels, seed, n, k, positions.get());
+  IndexSet set = {IndexSet::Kind::kBits, n, k};
+  set.own = std::make_unique<uint8_t[]>(ceil_div(n, 8));
+  set.bits = set.own.get();
+  for (uint64_t i = 0; i < k; ++i) {
+    set.own[positions[i] / 8] |= static_cast<uint8_t>(1u << (positions[i] % 8));
+  }
+  return set;
+}
+
+IndexSet read_random(const Kernels& kernels, Reader& in, uint64_t n) {
+  const size_t start = in.offset();
+  const uint64_t k = in.varint("the number of random positions");
+  if (k > n) throw Malformed{"more random positions than elements", start};
+  uint64_t seed;
+  std::memcpy(&seed, in.take(8, "the seed of random positions"), 8);
+  // A value takes a bit at least: nothing is drawn for values that cannot follow.
+  if (k / 8 > in.left()) throw Malformed{"more random positions than values", start};
+  return random_set(kernels, n, k, seed);
+}
+
+IndexSet mask_set(const Kernels& kernels, const Select& mask, uint64_t n) {
+  IndexSet set = {IndexSet::Kind::kBits, n, kernels.count_bits(mask.bits.data(), mask.bits.size())};
+  set.bits = mask.bits.data();
+  return set;
+}
+
+IndexSet read_index_set(const Kernels& kernels, const Select& select, Reader& in, uint64_t n) {
+  switch (select.kind) {
+    case Select::Kind::kAll:
+      return {IndexSet::Kind::kAll, n, n};
+    case Select::Kind::kRandom:
+      return read_random(kernels, in, n);
+    case Select::Kind::kMask:
+      if (select.n != n)
+        throw Malformed{"the mask has another number of elements than its group", in.offset()};
+      return mask_set(kernels, select, n);
+    default:
+      return read_tiles(kernels, in, n);
+  }
+}
+
+// Room for one window of positions and for the largest coded set of a tile.
+class Positions {
+ public:
+  explicit Positions(const Kernels& kernels) : kernels_(kernels) {}
+
+  // All that `for_each` allocates.
+  void reserve(const IndexSet& set) {
+    if (set.kind != IndexSet::Kind::kAll && !window_) window_ = buffer<uint32_t>(kWindow);
+    if (set.largest > capacity_) {
+      coded_ = buffer<uint32_t>(set.largest);
+      capacity_ = set.largest;
+    }
+  }
+
+  // Calls f(base, positions, count) in ascending order; the positions count from base, and f may
+  // change them.
+  template <class F>
+  void for_each(const IndexSet& set, F&& f) {
+    if (set.kind == IndexSet::Kind::kBits) return bitmap(set.bits, 0, set.n, f);
+    Reader headers = set.headers;
+    Reader data = set.data;
+    for_each_tile(set.n, set.t, [&](uint64_t start, uint64_t length) {
+      const Tile tile = read_header(headers, set.t, length);
+      const uint8_t* bytes = data.take(tile_bytes(tile, length), "a tile");
+      if (tile.mode == kBitmap) return bitmap(bytes, start, length, f);
+      unpack(tile, bytes);
+      if (tile.complement) return others(tile.coded, start, length, f);
+      if (tile.coded > 0) f(start, coded_.get(), static_cast<size_t>(tile.coded));
+    });
+  }
+
+ private:
+  void unpack(const Tile& tile, const uint8_t* bytes) {
+    if (tile.mode == kRice) {
+      if (tile.coded == 0) return;
+      const uint8_t* unary = bytes + ceil_div(tile.coded * tile.r, 8);
+      kernels_.unpack_rice(bytes, unary, tile.coded, tile.r, coded_.get());
+      return;
+    }
+    for (size_t i = 0; i < tile.coded; ++i) {
+      uint16_t position;
+      std::memcpy(&position, bytes + 2 * i, 2);
+      coded_[i] = position;
+    }
+  }
+
+  template <class F>
+  void bitmap(const uint8_t* bits, uint64_t start, uint64_t length, F& f) {
+    for (uint64_t at = 0; at < length; at += kWindow) {
+      const size_t n = std::min<uint64_t>(kWindow, length - at);
+      const size_t count = kernels_.unpack_bitmap(bits + at / 8, n, window_.get());
+      if (count > 0) f(start + at, window_.get(), count);
+    }
+  }
+
+  template <class F>
+  void others(uint64_t coded, uint64_t start, uint64_t length, F& f) {
+    uint32_t* next = coded_.get();
+    uint32_t* end = next + coded;
+    for (uint64_t at = 0; at < length; at += kWindow) {
+      const size_t n = std::min<uint64_t>(kWindow, length - at);
+      uint32_t* first = next;
+      for (; next != end && *next < at + n; ++next) *next -= static_cast<uint32_t>(at);
+      const size_t count =
+          kernels_.complement(first, static_cast<size_t>(next - first), n, window_.get());
+      if (count > 0) f(start + at, window_.get(), count);
+    }
+  }
+
+  const Kernels& kernels_;
+  std::unique_ptr<uint32_t[]> window_, coded_;
+  uint64_t capacity_ = 0;
+};
+
+// Deals the ascending positions of a group out to its tensors.
+class Dealer {
+ public:
+  Dealer(std::span<const Tensor> tensors, std::span<const size_t> members)
+      : tensors_(tensors), members_(members) {}
+
+  // Calls f(member, at, positions, count): the positions count from element `at` of the member.
+  template <class F>
+  void deal(uint64_t base, uint32_t* positions, size_t count, F&& f) {
+    uint32_t* end = positions + count;
+    while (positions != end) {
+      while (base + *positions >= start_ + tensors_[members_[member_]].n) {
+        start_ += tensors_[members_[member_++]].n;
+      }
+      const uint64_t stop = start_ + tensors_[members_[member_]].n;
+      uint32_t* next = base + end[-1] < stop ? end : std::lower_bound(positions, end, stop - base);
+      if (start_ > base) {
+        const uint32_t skipped = static_cast<uint32_t>(start_ - base);
+        for (uint32_t* p = positions; p != next; ++p) *p -= skipped;
+      }
+      f(member_, base > start_ ? base - start_ : 0, positions,
+        static_cast<size_t>(next - positions));
+      positions = next;
+    }
+  }
+
+ private:
+  std::span<const Tensor> tensors_;
+  std::span<const size_t> members_;
+  size_t member_ = 0;
+  uint64_t start_ = 0;  // of the member, in the group
+};
+
+}  // namespace
+}  // namespace fedcodec

@@ -1,0 +1,232 @@
+// Groups of tensors and how their values are laid out. Part of body.cc.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "fedcodec/arith.h"
+#include "fedcodec/body.h"
+
+namespace fedcodec {
+namespace {
+
+constexpr size_t kWindow = size_t{1} << 16;  // positions at a time
+constexpr size_t kChunk = size_t{1} << 14;   // values at a time
+constexpr unsigned kMinTileBits = 16;
+constexpr unsigned kMaxTileBits = 31;
+constexpr unsigned kMaxRice = 30;
+constexpr double kRoundings = 1 + 0x1p-20;  // more than the rounding of a sum can add
+
+bool is_half(Dtype dtype) { return dtype == Dtype::kFloat16 || dtype == Dtype::kBfloat16; }
+
+// The least magnitude that rounds to infinity.
+double overflow_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return 65520.0;
+    case Dtype::kBfloat16:
+      return 0x1.FFp127;
+    case Dtype::kFloat32:
+      return 0x1.FFFFFFp127;
+    default:
+      return std::numeric_limits<double>::infinity();
+  }
+}
+
+double largest_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return 65504.0;
+    case Dtype::kBfloat16:
+      return 0x1.FEp127;
+    case Dtype::kFloat32:
+      return std::numeric_limits<float>::max();
+    default:
+      return std::numeric_limits<double>::max();
+  }
+}
+
+// Rounding keeps order: what is at most `magnitude` stays at most the result, which may be
+// infinity.
+double round_magnitude(Dtype dtype, double magnitude) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return static_cast<double>(f16_to_f32(f64_to_f16(magnitude)));
+    case Dtype::kBfloat16:
+      return static_cast<double>(bf16_to_f32(f64_to_bf16(magnitude)));
+    case Dtype::kFloat32:
+      return static_cast<double>(static_cast<float>(magnitude));
+    default:
+      return magnitude;
+  }
+}
+
+uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+
+// For sizes that bytes claim: what saturates is more than any payload has left.
+uint64_t multiply(uint64_t a, uint64_t b) {
+  uint64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
+}
+
+uint64_t add(uint64_t a, uint64_t b) {
+  uint64_t sum;
+  return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
+}
+
+// One name for the kernels of both work types.
+template <class W>
+using KeyOf = std::conditional_t<std::is_same_v<W, float>, uint32_t, uint64_t>;
+
+auto max_key(const Kernels& k, const float* x, size_t n) { return k.max_key_f32(x, n); }
+auto max_key(const Kernels& k, const double* x, size_t n) { return k.max_key_f64(x, n); }
+size_t count_above(const Kernels& k, std::span<const float> x, uint32_t key) {
+  return k.count_above_f32(x.data(), x.size(), key);
+}
+size_t count_above(const Kernels& k, std::span<const double> x, uint64_t key) {
+  return k.count_above_f64(x.data(), x.size(), key);
+}
+size_t compact(const Kernels& k, const float* x, size_t n, Cut<uint32_t>& cut, uint32_t* positions,
+               float* values) {
+  return k.compact_f32(x, n, cut.key, &cut.ties, positions, values);
+}
+size_t compact(const Kernels& k, const double* x, size_t n, Cut<uint64_t>& cut, uint32_t* positions,
+               double* values) {
+  return k.compact_f64(x, n, cut.key, &cut.ties, positions, values);
+}
+auto topk_threshold(const Kernels& k, Parts<float> parts, uint64_t n) {
+  return topk_threshold_f32(k, parts, n);
+}
+auto topk_threshold(const Kernels& k, Parts<double> parts, uint64_t n) {
+  return topk_threshold_f64(k, parts, n);
+}
+float percentile(const Kernels& k, Parts<float> parts, const Select& select) {
+  return percentile_threshold_f32(k, parts, select.value, select.interpolation);
+}
+double percentile(const Kernels& k, Parts<double> parts, const Select& select) {
+  return percentile_threshold_f64(k, parts, select.value, select.interpolation);
+}
+void gather(const Kernels& k, const float* x, const uint32_t* positions, size_t n, float* out) {
+  k.gather_f32(x, positions, n, out);
+}
+void gather(const Kernels& k, const double* x, const uint32_t* positions, size_t n, double* out) {
+  k.gather_f64(x, positions, n, out);
+}
+template <class W>
+W threshold_of(double value) {
+  if constexpr (std::is_same_v<W, float>) return round_down(value);
+  return static_cast<W>(value);
+}
+
+bool finite(uint32_t key) { return key < kInfinityKey32; }
+bool finite(uint64_t key) { return key < kInfinityKey64; }
+
+// A buffer of which only what is written is ever touched.
+template <class T>
+std::unique_ptr<T[]> buffer(uint64_t n) {
+  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(n));
+}
+
+// --- groups and the layout of their values
+// ---------------------------------------------------------------------------
+
+struct Group {
+  std::span<const size_t> members;  // indices of its tensors
+  uint64_t n;
+  Dtype value;  // the value dtype
+};
+
+std::vector<size_t> floats_of(const Plan& plan, const Segment& segment, bool wanted) {
+  std::vector<size_t> found;
+  for (size_t i : segment.tensors) {
+    if (is_float(plan.tensors[i].dtype) == wanted) found.push_back(i);
+  }
+  return found;
+}
+
+Group group_of(std::span<const Tensor> tensors, std::span<const size_t> members) {
+  Group group = {members, 0, tensors[members[0]].dtype};
+  bool agree = true;
+  bool wide = false;
+  for (size_t i : members) {
+    group.n = add(group.n, tensors[i].n);
+    agree &= tensors[i].dtype == group.value;
+    wide |= tensors[i].dtype == Dtype::kFloat64;
+  }
+  if (!agree) group.value = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+  return group;
+}
+
+std::vector<Group> groups_of(std::span<const Tensor> tensors, std::span<const size_t> floats,
+                             const Select& select) {
+  std::vector<Group> groups;
+  if (select.flat && !floats.empty()) {
+    groups.push_back(group_of(tensors, floats));
+  } else {
+    for (size_t i = 0; i < floats.size(); ++i) {
+      groups.push_back(group_of(tensors, floats.subspan(i, 1)));
+    }
+  }
+  return groups;
+}
+
+enum class Form { kPlain, kCodes, kSigns };
+
+struct Layout {
+  Form form;
+  Dtype dtype;     // of plain values
+  unsigned bits;   // of a code
+  Grid grid;       // of the scales
+  uint64_t bytes;  // scales or magnitude, and values
+};
+
+Grid grid_of(const Quantize& quantize, const Tensor& tensor, uint64_t m) {
+  switch (quantize.granularity) {
+    case Quantize::Granularity::kBlock: {
+      const uint64_t block = std::min(quantize.size, m);
+      return {block, ceil_div(m, block)};
+    }
+    case Quantize::Granularity::kChannel:
+      if (quantize.size < tensor.shape.size()) {
+        const auto axis = tensor.shape.begin() + static_cast<ptrdiff_t>(quantize.size);
+        return {std::accumulate(axis + 1, tensor.shape.end(), uint64_t{1}, std::multiplies<>()),
+                *axis};
+      }
+      [[fallthrough]];
+    default:
+      return {m, 1};
+  }
+}
+
+// Both sides know m > 0, so nothing on the wire marks what travels as it is.
+Layout layout_of(const Quantize& quantize, std::span<const Tensor> tensors, const Group& group,
+                 uint64_t m) {
+  const Layout plain = {Form::kPlain, group.value, 0, {}, multiply(m, item_size(group.value))};
+  Layout coded = plain;
+  switch (quantize.kind) {
+    case Quantize::Kind::kNone:
+      return plain;
+    case Quantize::Kind::kInteger: {
+      const Grid grid = grid_of(quantize, tensors[group.members[0]], m);
+      const uint64_t codes = ceil_div(multiply(m, quantize.bits), 8);
+      coded = {Form::kCodes, {}, quantize.bits, grid, add(multiply(grid.channels, 4), codes)};
+      break;
+    }
+    case Quantize::Kind::kSign:
+      coded = {Form::kSigns, {}, 1, {m, 1}, add(4, ceil_div(m, 8))};
+      break;
+    case Quantize::Kind::kCast:
+      coded = {Form::kPlain, quantize.dtype, 0, {}, multiply(m, 2)};
+      break;
+  }
+  return plain.bytes <= coded.bytes ? plain : coded;
+}
+
+int levels_of(unsigned bits) { return (1 << (bits - 1)) - 1; }
+
+}  // namespace
+}  // namespace fedcodec

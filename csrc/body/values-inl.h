@@ -1,0 +1,327 @@
+// Values of a group: from bytes, and to where they go. Part of body.cc.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "fedcodec/body.h"
+#include "index_set-inl.h"
+#include "layout-inl.h"
+
+namespace fedcodec {
+namespace {
+
+// --- reading values
+// ------------------------------------------------------------------------------------------------------
+
+// Values on their way, of whichever type they have; one pointer is null.
+struct Chunk {
+  const float* f32;
+  const double* f64;
+  size_t n;
+};
+
+// Bytes of a payload have no alignment: kernels read and write here. A bit string is entered at a
+// whole byte, so that up to seven values stand in front of those wanted.
+struct Scratch {
+  float f32[kChunk + 8];
+  float rounded[kChunk];
+  double f64[kChunk];
+  uint16_t u16[kChunk];
+  int8_t codes[kChunk + 8];
+};
+
+struct Values {
+  Layout layout = {};
+  uint64_t m = 0;
+  std::vector<float> scales = {};  // or the magnitude
+  const uint8_t* data = nullptr;
+  double bound = 0;  // of the decoded magnitudes
+
+  // Calls f(offset, count, grid, scales) for stretches of [at, at + n) that begin where a scale
+  // does or lie under one.
+  template <class F>
+  void for_each_grid(uint64_t at, size_t n, F&& f) const {
+    const auto [inner, channels] = layout.grid;
+    for (size_t done = 0; done < n;) {
+      const uint64_t within = (at + done) % inner;
+      const size_t channel = (at + done) / inner % channels;
+      const float* scale = scales.data() + channel;
+      uint64_t count = n - done;
+      Grid grid = layout.grid;
+      if (within != 0) {
+        count = std::min<uint64_t>(count, inner - within);
+        grid = {inner, 1};
+      } else if (channel != 0) {
+        count = std::min<uint64_t>(count, (channels - channel) * inner);
+        grid = {inner, channels - channel};
+      }
+      f(done, static_cast<size_t>(count), grid, scale);
+      done += count;
+    }
+  }
+
+  const int8_t* codes(const Kernels& kernels, uint64_t at, size_t n, Scratch& scratch) const {
+    if (layout.bits == 8) return reinterpret_cast<const int8_t*>(data) + at;
+    const size_t lead = at % 8;
+    kernels.unpack_codes(data + at / 8 * layout.bits, lead + n, layout.bits, scratch.codes);
+    return scratch.codes + lead;
+  }
+
+  // Values [at, at + n), n <= kChunk, decoded to `place` if that is given and their type is
+  // float32.
+  Chunk read(const Kernels& kernels, uint64_t at, size_t n, float* place, Scratch& scratch) const {
+    float* f32 = place ? place : scratch.f32;
+    switch (layout.form) {
+      case Form::kPlain:
+        return read_plain(kernels, at, n, f32, scratch);
+      case Form::kSigns: {
+        const size_t lead = at % 8;
+        kernels.unpack_signs(data + at / 8, lead + n, scales[0], scratch.f32);
+        return {scratch.f32 + lead, nullptr, n};
+      }
+      default: {
+        const int8_t* from = codes(kernels, at, n, scratch);
+        for_each_grid(at, n, [&](size_t offset, size_t count, Grid grid, const float* scale) {
+          kernels.dequantize(from + offset, count, grid, levels_of(layout.bits), scale,
+                             f32 + offset);
+        });
+        return {f32, nullptr, n};
+      }
+    }
+  }
+
+  Chunk read_plain(const Kernels& kernels, uint64_t at, size_t n, float* f32,
+                   Scratch& scratch) const {
+    const uint8_t* from = data + at * item_size(layout.dtype);
+    switch (layout.dtype) {
+      case Dtype::kFloat64:
+        std::memcpy(scratch.f64, from, n * sizeof(double));
+        return {nullptr, scratch.f64, n};
+      case Dtype::kFloat32:
+        std::memcpy(f32, from, n * sizeof(float));
+        break;
+      case Dtype::kFloat16:
+        std::memcpy(scratch.u16, from, n * sizeof(uint16_t));
+        kernels.f16_to_f32(scratch.u16, n, f32);
+        break;
+      default:
+        std::memcpy(scratch.u16, from, n * sizeof(uint16_t));
+        kernels.bf16_to_f32(scratch.u16, n, f32);
+    }
+    return {f32, nullptr, n};
+  }
+};
+
+double check_plain(const Kernels& kernels, const Values& values, size_t start, Scratch& scratch) {
+  double bound = 0;
+  for (uint64_t at = 0; at < values.m; at += kChunk) {
+    const size_t n = std::min<uint64_t>(kChunk, values.m - at);
+    const Chunk chunk = values.read_plain(kernels, at, n, scratch.f32, scratch);
+    const double largest = chunk.f32
+                               ? static_cast<double>(magnitude_of(max_key(kernels, chunk.f32, n)))
+                               : magnitude_of(max_key(kernels, chunk.f64, n));
+    if (!std::isfinite(largest)) throw Malformed{"a value is not finite", start};
+    bound = std::max(bound, largest);
+  }
+  return bound;
+}
+
+// Returns the largest.
+float check_scales(const std::vector<float>& scales, size_t start) {
+  uint32_t largest = 0;
+  for (float scale : scales) largest = std::max(largest, bit_cast<uint32_t>(scale));
+  if (!finite(largest)) throw Malformed{"a scale is negative or not finite", start};
+  return magnitude_of(largest);
+}
+
+Values read_values(const Kernels& kernels, const Layout& layout, uint64_t m, Reader& in,
+                   Scratch& scratch) {
+  const size_t start = in.offset();
+  Values values = {layout, m};
+  if (layout.form == Form::kPlain) {
+    values.data = in.take(layout.bytes, "a group's values");
+    values.bound = check_plain(kernels, values, start, scratch);
+    return values;
+  }
+  const uint8_t* scales = in.take(multiply(layout.grid.channels, 4), "a group's scales");
+  values.scales.resize(layout.grid.channels);
+  std::memcpy(values.scales.data(), scales, 4 * values.scales.size());
+  const float scale = check_scales(values.scales, start);
+  values.data = in.take_bits(multiply(m, layout.bits), "a group's codes");
+  const int largest = layout.form == Form::kSigns ? 1 : levels_of(layout.bits);
+  values.bound = static_cast<double>(scale * static_cast<float>(largest));
+  return values;
+}
+
+// --- what becomes of decoded values
+// ---------------------------------------------------------------------------------------
+
+class Sink {
+ public:
+  virtual ~Sink() = default;
+  // Before a group that keeps only some of a tensor's values: the others are zero.
+  virtual void clear(size_t) {}
+  // Where float32 values may be decoded to at once; they are `put` all the same.
+  virtual float* place(size_t, uint64_t) { return nullptr; }
+  // Takes n codes from `at` on where a tensor has no need of their values; false if it has.
+  virtual bool put_codes(size_t, uint64_t, const Values&, size_t) { return false; }
+  // Values from element `at` of the tensor on, at `positions` counted from there if that is not
+  // null.
+  virtual void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values) = 0;
+};
+
+// Rounds values to a dtype, once.
+const void* round_to(const Kernels& kernels, Dtype dtype, Chunk x, Scratch& scratch) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      if (x.f32) return x.f32;
+      kernels.f64_to_f32(x.f64, x.n, scratch.rounded);
+      return scratch.rounded;
+    case Dtype::kFloat64:
+      if (x.f64) return x.f64;
+      kernels.f32_to_f64(x.f32, x.n, scratch.f64);
+      return scratch.f64;
+    case Dtype::kFloat16:
+      x.f32 ? kernels.f32_to_f16(x.f32, x.n, scratch.u16)
+            : kernels.f64_to_f16(x.f64, x.n, scratch.u16);
+      return scratch.u16;
+    default:
+      x.f32 ? kernels.f32_to_bf16(x.f32, x.n, scratch.u16)
+            : kernels.f64_to_bf16(x.f64, x.n, scratch.u16);
+      return scratch.u16;
+  }
+}
+
+void widen_half(const Kernels& kernels, Dtype dtype, const uint16_t* x, size_t n, float* out) {
+  dtype == Dtype::kFloat16 ? kernels.f16_to_f32(x, n, out) : kernels.bf16_to_f32(x, n, out);
+}
+
+class DecodeSink : public Sink {
+ public:
+  DecodeSink(const Kernels& kernels, std::span<const Tensor> tensors, Scratch& scratch)
+      : kernels_(kernels), tensors_(tensors), scratch_(scratch) {}
+
+  void clear(size_t tensor) override {
+    const Tensor& out = tensors_[tensor];
+    if (out.n > 0) std::memset(out.data, 0, out.n * item_size(out.dtype));
+  }
+
+  float* place(size_t tensor, uint64_t at) override {
+    const Tensor& out = tensors_[tensor];
+    return out.dtype == Dtype::kFloat32 ? static_cast<float*>(out.data) + at : nullptr;
+  }
+
+  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values) override {
+    const Tensor& out = tensors_[tensor];
+    const size_t size = item_size(out.dtype);
+    void* to = static_cast<std::byte*>(out.data) + at * size;
+    const void* from = round_to(kernels_, out.dtype, values, scratch_);
+    if (!positions) {
+      if (from != to) std::memcpy(to, from, values.n * size);
+    } else if (out.dtype == Dtype::kFloat32) {
+      kernels_.scatter_f32(positions, static_cast<const float*>(from), values.n,
+                           static_cast<float*>(to));
+    } else if (out.dtype == Dtype::kFloat64) {
+      kernels_.scatter_f64(positions, static_cast<const double*>(from), values.n,
+                           static_cast<double*>(to));
+    } else {
+      for (size_t i = 0; i < values.n; ++i) {
+        static_cast<uint16_t*>(to)[positions[i]] = static_cast<const uint16_t*>(from)[i];
+      }
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+  std::span<const Tensor> tensors_;
+  Scratch& scratch_;
+};
+
+// acc += weight * value, with the value as its tensor's dtype holds it.
+class AccumulateSink : public Sink {
+ public:
+  AccumulateSink(const Kernels& kernels, std::span<const Tensor> tensors, double weight,
+                 Scratch& scratch)
+      : kernels_(kernels), tensors_(tensors), weight_(weight), scratch_(scratch) {}
+
+  bool put_codes(size_t tensor, uint64_t at, const Values& values, size_t n) override {
+    const Tensor& to = tensors_[tensor];
+    if (is_half(to.dtype)) return false;
+    const int8_t* codes = values.codes(kernels_, at, n, scratch_);
+    const int levels = levels_of(values.layout.bits);
+    values.for_each_grid(at, n, [&](size_t offset, size_t count, Grid grid, const float* scale) {
+      if (to.held == Dtype::kFloat32) {
+        kernels_.add_codes_f32(codes + offset, count, grid, levels, scale,
+                               static_cast<float>(weight_),
+                               static_cast<float*>(to.data) + at + offset);
+      } else {
+        kernels_.add_codes_f64(codes + offset, count, grid, levels, scale, weight_,
+                               static_cast<double*>(to.data) + at + offset);
+      }
+    });
+    return true;
+  }
+
+  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values) override {
+    const Tensor& to = tensors_[tensor];
+    const Chunk x = as_decoded(to, values);
+    if (to.held == Dtype::kFloat32) {
+      float* acc = static_cast<float*>(to.data) + at;
+      const float weight = static_cast<float>(weight_);
+      const float* f32 =
+          static_cast<const float*>(round_to(kernels_, Dtype::kFloat32, x, scratch_));
+      positions ? kernels_.add_at_f32(positions, f32, x.n, weight, acc)
+                : kernels_.add_f32(f32, x.n, weight, acc);
+      return;
+    }
+    double* acc = static_cast<double*>(to.data) + at;
+    if (positions) {
+      x.f32 ? kernels_.add_at_f64(positions, x.f32, x.n, weight_, acc)
+            : kernels_.add_f64_at_f64(positions, x.f64, x.n, weight_, acc);
+    } else {
+      x.f32 ? kernels_.add_f32_to_f64(x.f32, x.n, weight_, acc)
+            : kernels_.add_f64(x.f64, x.n, weight_, acc);
+    }
+  }
+
+ private:
+  Chunk as_decoded(const Tensor& tensor, Chunk x) {
+    if (tensor.dtype == Dtype::kFloat64) return x;
+    const void* rounded = round_to(kernels_, tensor.dtype, x, scratch_);
+    if (!is_half(tensor.dtype)) return {static_cast<const float*>(rounded), nullptr, x.n};
+    widen_half(kernels_, tensor.dtype, scratch_.u16, x.n, scratch_.rounded);
+    return {scratch_.rounded, nullptr, x.n};
+  }
+
+  const Kernels& kernels_;
+  std::span<const Tensor> tensors_;
+  double weight_;
+  Scratch& scratch_;
+};
+
+// Throws NonFinite where a value would not be finite in its tensor's dtype.
+class FiniteSink : public Sink {
+ public:
+  explicit FiniteSink(std::span<const Tensor> tensors) : tensors_(tensors) {}
+
+  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk x) override {
+    const Dtype dtype = tensors_[tensor].dtype;
+    for (size_t i = 0; i < x.n; ++i) {
+      const double value = x.f32 ? static_cast<double>(x.f32[i]) : x.f64[i];
+      if (!(std::abs(value) < overflow_of(dtype))) {
+        throw NonFinite{tensor, at + (positions ? positions[i] : i), value,
+                        static_cast<uint8_t>(dtype)};
+      }
+    }
+  }
+
+ private:
+  std::span<const Tensor> tensors_;
+};
+
+}  // namespace
+}  // namespace fedcodec

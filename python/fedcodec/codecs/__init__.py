@@ -1,0 +1,27 @@
+"""The stages of this library, one file each."""
+
+from .cast import Cast
+from .integers import Int8, KBit
+from .mask import Mask
+from .random_k import RandomK
+from .raw import Raw
+from .residual import Residual
+from .signs import Sign, Ternary
+from .sparse import Sparse, Threshold, TopK
+from .zstd import Zstd
+
+__all__ = [
+    "Cast",
+    "Int8",
+    "KBit",
+    "Mask",
+    "RandomK",
+    "Raw",
+    "Residual",
+    "Sign",
+    "Sparse",
+    "Ternary",
+    "Threshold",
+    "TopK",
+    "Zstd",
+]

@@ -1,0 +1,213 @@
+"""The frame of a payload: everything of constant or small size, checked before any tensor-sized work.
+
+docs/format.md, sections 1 and 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from . import ops
+from .codec import ORDER, Framing, Lossless, RuleTable
+from .digests import DIGEST_BYTES
+from .errors import DecodeError, SpecMismatch
+from .limits import Limits
+from .reader import Reader, varint
+from .registry import WireStage, wire_reader
+from .shared import Shared
+from .spec import Spec
+
+MAGIC = b"FC"
+VERSION = 0
+CHECKSUM_BYTES = 4
+_BY_REFERENCE, _HAS_BASE = 1, 2
+_ONE_PIPELINE, _TABLE, _TABLE_BY_REFERENCE = 0, 4, 8
+
+
+class WirePipeline(NamedTuple):
+    """A pipeline as a decoder sees it."""
+
+    text: str
+    coder: tuple[Any, ...]  # of the body coder
+    lossless: Lossless | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The parts of a payload before its body, and where the body is."""
+
+    version: int
+    spec: Spec | None  # None by reference
+    spec_digest: bytes
+    base: bytes | None
+    table: memoryview | None  # bytes of the rule table, None by reference
+    one_pipeline: bool
+    table_digest: bytes | None
+    start: int
+    stop: int
+
+
+def header(spec: Spec, table: RuleTable, framing: Framing, base: bytes | None) -> bytes:
+    """Return what stands before the body."""
+    flags = _HAS_BASE if base is not None else 0
+    if len(table.pipelines) == 1:
+        pipelines = table.pipelines[0].encoded
+    elif framing == "reference":
+        flags |= _TABLE_BY_REFERENCE
+        pipelines = table.digest
+    else:
+        flags |= _TABLE
+        pipelines = table.encoded
+    if framing == "reference":
+        flags |= _BY_REFERENCE
+        described = spec.digest
+    else:
+        described = varint(len(spec.encoded)) + spec.encoded
+    return MAGIC + bytes([VERSION, flags]) + described + (base or b"") + pipelines
+
+
+def open_frame(payload: memoryview, *, max_tensors: int) -> Frame:
+    """Read the frame; the checksum is `verify`'s matter."""
+    reader = Reader(payload, 0, max(0, len(payload) - CHECKSUM_BYTES))
+    if bytes(reader.take(len(MAGIC))) != MAGIC:
+        raise DecodeError("not a fedcodec payload: it does not begin with 'FC'", 0)
+    version, flags = reader.byte(), reader.byte()
+    if version != VERSION:
+        raise DecodeError(f"version {version} of the format, this library reads {VERSION}", 2)
+    kind = flags & ~(_BY_REFERENCE | _HAS_BASE)
+    if kind not in (_ONE_PIPELINE, _TABLE, _TABLE_BY_REFERENCE):
+        raise DecodeError(f"unknown flags {flags:#04x}", 3)
+    spec: Spec | None = None
+    if flags & _BY_REFERENCE:
+        spec_digest = bytes(reader.take(DIGEST_BYTES))
+    else:
+        spec = Spec.read(reader.part(reader.varint()), max_tensors=max_tensors)
+        spec_digest = spec.digest
+    base = bytes(reader.take(DIGEST_BYTES)) if flags & _HAS_BASE else None
+    table_digest = bytes(reader.take(DIGEST_BYTES)) if kind == _TABLE_BY_REFERENCE else None
+    stop = len(payload) - CHECKSUM_BYTES
+    return Frame(
+        version,
+        spec,
+        spec_digest,
+        base,
+        payload if table_digest is None else None,
+        kind == _ONE_PIPELINE,
+        table_digest,
+        reader.offset,
+        stop,
+    )
+
+
+def verify(payload: memoryview) -> None:
+    """Raise unless the checksum is right."""
+    stop = len(payload) - CHECKSUM_BYTES
+    if stop < 0:
+        raise DecodeError(f"a payload of {len(payload)} bytes is too short", 0)
+    found, stated = ops.crc32(payload[:stop]), int.from_bytes(payload[stop:], "little")
+    if found != stated:
+        raise DecodeError(f"the checksum is {found:08x}, the payload states {stated:08x}", stop)
+
+
+def read_table(
+    frame: Frame, count: int, shared: Shared | None
+) -> tuple[list[WirePipeline], list[int], int]:
+    """Return the pipelines, which of them codes each of `count` tensors, and where the body starts."""
+    if frame.table is None:
+        assert frame.table_digest is not None
+        reader = Reader(_look_up(shared, frame.table_digest, "rules"))
+    else:
+        reader = Reader(frame.table, frame.start, frame.stop)
+    if frame.one_pipeline:
+        return [read_pipeline(reader)], [0] * count, reader.offset
+    number = reader.varint()
+    if number == 0:
+        raise DecodeError("a rule table without pipelines", reader.offset)
+    if number > reader.remaining:
+        raise DecodeError(f"{number} pipelines, {reader.remaining} bytes are left", reader.offset)
+    pipelines = [read_pipeline(reader) for _ in range(number)]
+    assignment = [0] * count
+    if number > 1:
+        assignment = [reader.varint() for _ in range(count)]
+        if max(assignment, default=0) >= number:
+            raise DecodeError(f"a tensor has a pipeline beyond the {number}", reader.offset)
+    if frame.table is None:
+        reader.end()
+        return pipelines, assignment, frame.start
+    return pipelines, assignment, reader.offset
+
+
+def read_pipeline(reader: Reader, *, inside: bool = False) -> WirePipeline:
+    """Read one pipeline; `inside` a residual there is no lossless stage."""
+    stages: list[WireStage] = []
+    for _ in range(reader.varint()):
+        wire_id = reader.byte()
+        parameters = reader.part(reader.varint())
+        read = wire_reader(wire_id)
+        if read is None:
+            raise DecodeError(
+                f"unknown stage {wire_id:#04x}; is its codec registered?", reader.offset
+            )
+        stage = read(parameters)
+        parameters.end()
+        if stages and ORDER.index(stage.kind) <= ORDER.index(stages[-1].kind):
+            raise DecodeError(f"{stages[-1].text} stands before {stage.text}", reader.offset)
+        stages.append(stage)
+    found = {stage.kind: stage.coder for stage in stages}
+    if "sum" in found and found.keys() & {"select", "quantize"}:
+        raise DecodeError("a residual stands beside a select or quantize stage", reader.offset)
+    if inside and "lossless" in found:
+        raise DecodeError("a lossless stage inside a residual", reader.offset)
+    select, quantize = found.get("select"), found.get("quantize")
+    by_channel = quantize is not None and quantize[0] == "integer" and quantize[2] == "channel"
+    if select is not None and by_channel:
+        raise DecodeError("scales per channel after a select stage", reader.offset)
+    text = " | ".join(stage.text for stage in stages) or "raw"
+    return WirePipeline(
+        text, found.get("sum") or ("coder", select, quantize), found.get("lossless")
+    )
+
+
+def settle_spec(frame: Frame, like: Spec | None, limits: Limits) -> Spec:
+    """Return the spec of a payload: its own within the limits, or the expected one that it matches."""
+    if like is None:
+        if frame.spec is None:
+            raise DecodeError(
+                f"the payload names the spec {frame.spec_digest.hex()} by reference: pass like="
+            )
+        if frame.spec.nbytes > limits.max_bytes:
+            raise DecodeError(
+                f"the update takes {frame.spec.nbytes} bytes, the limit is {limits.max_bytes}"
+            )
+        return frame.spec
+    if frame.spec is not None:
+        frame.spec.require(like)
+    elif frame.spec_digest != like.digest:
+        raise SpecMismatch(
+            f"the payload's spec is {frame.spec_digest.hex()}, the expected one {like.digest.hex()}"
+        )
+    return like
+
+
+def resolve(coder: tuple[Any, ...], shared: Shared | None) -> tuple[Any, ...]:
+    """Replace the digests of masks by the masks."""
+    if coder[0] == "residual":
+        return (coder[0], *(resolve(inner, shared) for inner in coder[1:]))
+    _, select, quantize = coder
+    if select is not None and select[0] == "mask":
+        mask = _look_up(shared, select[1], "mask")
+        select = ("mask", mask.bits, mask.n)
+    return "coder", select, quantize
+
+
+def require_base(frame: Frame, shared: Shared | None) -> None:
+    """Raise unless the base that a payload names is held."""
+    if frame.base is not None:
+        _look_up(shared, frame.base, "base")
+
+
+def _look_up(shared: Shared | None, key: bytes, kind: str) -> Any:
+    if shared is None:
+        raise DecodeError(f"the payload names the {kind} {key.hex()}: pass shared=")
+    return shared.get(key, kind)

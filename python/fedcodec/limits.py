@@ -1,0 +1,26 @@
+"""How much a payload may ask of its decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What `decode` allocates at most on the word of a payload; `like` and `out` replace them.
+
+    Attributes
+    ----------
+    max_bytes : int
+        Bytes of the decoded update, 2 GiB by default.
+    max_tensors : int
+        Number of tensors.
+    """
+
+    max_bytes: int = 2 << 30
+    max_tensors: int = 1 << 16
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_tensors"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must not be negative")

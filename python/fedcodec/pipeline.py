@@ -1,0 +1,417 @@
+"""One call per direction: compile to a plan, run it in one native call, seal or check the frame.
+
+Four hops down, none back up: this file, then body.cc (or its twin body.py), then kernels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from . import arrays, body, dtypes, frame, ops
+from .arrays import Storage
+from .codec import Codec, Draws, Framing, Lossless, Pipeline, Quantize, RuleTable, Select
+from .codecs.residual import Residual
+from .digests import DIGEST_BYTES
+from .errors import BackendError, DecodeError, NonFiniteError
+from .limits import Limits
+from .reader import Reader, varint
+from .shared import Shared
+from .spec import Spec
+
+Tensor = tuple[Storage | None, int, tuple[int, ...]]
+Segment = tuple[list[int], tuple[Any, ...]]
+
+# Where a segment's stochastic rounding starts to count (docs/numerics.md, section 5).
+_DRAWS_PER_SEGMENT = 1 << 40
+
+
+def encode(
+    codec: Codec,
+    spec: Spec,
+    storage: Sequence[Storage],
+    *,
+    framing: Framing,
+    base: bytes | None,
+    seed: int | None,
+) -> bytes:
+    """Encode storage arrays; floats may also be given as float32 (float64) work values of a narrower dtype."""
+    if framing not in ("inline", "reference"):
+        raise ValueError(f"framing is {framing!r}, it must be 'inline' or 'reference'")
+    if base is not None and not _is_digest(base):
+        raise ValueError(f"base must be {DIGEST_BYTES} bytes: fedcodec.digest(model)")
+    call_seed = operator.index(0 if seed is None else seed)
+    if not 0 <= call_seed < 1 << 64:
+        raise ValueError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
+    table = codec.table(spec)
+    head = frame.header(spec, table, framing, base)
+    tensors: list[Tensor] = [
+        (array, dtypes.BY_NAME[tensor.dtype].id, tensor.shape)
+        for array, tensor in zip(storage, spec.untied, strict=True)
+    ]
+    segments = _plan(table, spec, Draws(call_seed))
+    lossless = [pipeline.find("lossless") for pipeline in table.pipelines]
+    try:
+        if not any(lossless) and len(segments) == 1:
+            whole: bytes = _run("encode", segments, head, tensors, segments, True, 0)
+            return whole
+        parts = [
+            _run("encode", [segment], b"", tensors, [segment], False, number * _DRAWS_PER_SEGMENT)
+            for number, segment in enumerate(segments)
+        ]
+    except body.NonFinite as error:
+        raise _non_finite(error, spec) from None
+    if any(lossless):
+        parts = [_packed(part, stage) for part, stage in zip(parts, lossless, strict=True)]
+    payload = b"".join([head, *parts])
+    return payload + ops.crc32(payload).to_bytes(frame.CHECKSUM_BYTES, "little")
+
+
+class Decoded(NamedTuple):
+    """What `prepare` found: enough to write, add or check without another look at the frame."""
+
+    spec: Spec
+    base: bytes | None
+    jobs: list[_Job]
+
+
+class _Job(NamedTuple):
+    """One stretch of plain bytes and the segments in it."""
+
+    source: Any
+    start: int
+    stop: int
+    segments: list[Segment]
+
+
+def prepare(
+    payload: Any,
+    *,
+    like: Spec | None,
+    limits: Limits | None = None,
+    shared: Shared | None = None,
+    trust_base: bool = False,
+) -> Decoded:
+    """Check all of a payload but the inside of its body."""
+    view = _bytes(payload)
+    frame.verify(view)
+    limits = limits or Limits()
+    most = limits.max_tensors if like is None else max(limits.max_tensors, len(like.tensors))
+    opened = frame.open_frame(view, max_tensors=most)
+    spec = frame.settle_spec(opened, like, limits)
+    if not trust_base:
+        frame.require_base(opened, shared)
+    pipelines, assignment, start = frame.read_table(opened, len(spec.untied), shared)
+    segments: list[Segment] = [([], frame.resolve(p.coder, shared)) for p in pipelines]
+    for index, number in enumerate(assignment):
+        segments[number][0].append(index)
+    if not any(pipeline.lossless for pipeline in pipelines):
+        return Decoded(spec, opened.base, [_Job(view, start, opened.stop, segments)])
+    reader = Reader(view, start, opened.stop)
+    jobs = [
+        _unpacked(reader, segment, pipeline.lossless, spec)
+        for segment, pipeline in zip(segments, pipelines, strict=True)
+    ]
+    reader.end()
+    return Decoded(spec, opened.base, jobs)
+
+
+def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
+    """Write the values of a prepared payload into storage arrays, or raise `DecodeError` and write none."""
+    tensors: list[Tensor] = [
+        (array, *described)
+        for array, described in zip(storage, _described(decoded.spec), strict=True)
+    ]
+    if len(decoded.jobs) > 1:
+        check(decoded)
+    for job in decoded.jobs:
+        _run("decode", job.segments, job.source, job.start, job.stop, tensors, job.segments)
+
+
+def check(decoded: Decoded) -> float:
+    """Check the body wholly and return a bound of its magnitudes."""
+    tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
+    bounds = [
+        float(_run("check", job.segments, job.source, job.start, job.stop, tensors, job.segments))
+        for job in decoded.jobs
+    ]
+    return max(bounds, default=0.0)
+
+
+def accumulate(
+    decoded: Decoded, accumulators: Sequence[Storage], weight: float, bound: float
+) -> float:
+    """Add weight * values; return the largest magnitude added. Raises `DecodeError` and adds nothing.
+
+    Of more than one job the caller has made sure by `check`.
+    """
+    tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
+    added = [
+        float(
+            _run(
+                "accumulate",
+                job.segments,
+                job.source,
+                job.start,
+                job.stop,
+                tensors,
+                job.segments,
+                list(accumulators),
+                weight,
+                bound,
+            )
+        )
+        for job in decoded.jobs
+    ]
+    return max(added, default=0.0)
+
+
+def decode(
+    payload: Any,
+    *,
+    like: Any = None,
+    out: Any = None,
+    framework: str | None = None,
+    device: str | None = None,
+    limits: Limits | None = None,
+    shared: Shared | None = None,
+) -> Any:
+    """Restore the update of a payload.
+
+    Parameters
+    ----------
+    payload : bytes, bytearray, memoryview or uint8 array
+        What `Codec.encode` returned, or anything a stranger sent instead.
+    like : update or Spec, optional
+        What the payload must match; it names the tensors of a payload framed by reference.
+    out : update, optional
+        Writable, contiguous NumPy or torch arrays to fill; returned. Untouched if decoding fails.
+    framework : {"numpy", "torch", "jax"}, optional
+        Of the result: by default that of `out`, else of `like`, else "numpy". bfloat16 becomes `ml_dtypes.bfloat16` in
+        NumPy where that can be imported, else exact float32.
+    device : {"cpu"}, optional
+        Where the result lives.
+    limits : Limits, optional
+        What may be allocated on the payload's word where neither `like` nor `out` is given.
+    shared : Shared, optional
+        Masks, bases and rule tables that the payload names by digest.
+
+    Returns
+    -------
+    dict of str to array, list of arrays, or array
+        Same structure, names, shapes and dtypes as were encoded. A payload that names a base gives the delta.
+
+    Raises
+    ------
+    DecodeError
+        If the bytes are not a valid payload; `SpecMismatch`, a kind of it, if they do not match `like` or `out`.
+    BackendError
+        If the device is not there.
+
+    Examples
+    --------
+    >>> import numpy as np, fedcodec as fc
+    >>> payload = fc.Int8().encode([np.array([3, -127], np.float32)], framing="reference")
+    >>> fc.decode(payload, like=[np.zeros(2, np.float32)])
+    [array([   3., -127.], dtype=float32)]
+    """
+    if device not in (None, "cpu"):
+        raise BackendError(f"device {device!r}: the CUDA module is not built")
+    target = None if out is None else arrays.writable(out)
+    expected, source = None, "numpy"
+    if like is not None:
+        expected, source = _spec_of(like)
+    if target is not None:
+        if expected is not None and target.spec != expected:
+            raise ValueError("out and like differ")
+        expected, source = target.spec, target.framework
+    decoded = prepare(payload, like=expected, limits=limits, shared=shared)
+    if target is not None:
+        decode_into(decoded, target.storage)
+        return out
+    storage = arrays.allocate(decoded.spec)
+    decode_into(decoded, storage)
+    return arrays.build(decoded.spec, storage, framework or source)
+
+
+@dataclass(frozen=True)
+class PayloadInfo:
+    """What the header of a payload says; the body and the checksum are not looked at.
+
+    Attributes
+    ----------
+    version : int
+    framing : {"inline", "reference"}
+    spec : Spec or None
+        None by reference.
+    spec_digest, base, table_digest : bytes or None
+        Digests; `table_digest` only where a rule table is named by it.
+    codec : str or None
+        Text of the pipelines as the decoder sees them, one a line; None where the table is named by digest.
+    nbytes, body_nbytes : int
+        Size of the payload and of its body. Without the spec the table's assignment, a byte or more a tensor, counts as
+        body.
+    """
+
+    version: int
+    framing: Framing
+    spec: Spec | None
+    spec_digest: bytes
+    base: bytes | None
+    table_digest: bytes | None
+    codec: str | None
+    nbytes: int
+    body_nbytes: int
+
+
+def inspect(payload: Any) -> PayloadInfo:
+    """Read the header of a payload only.
+
+    Raises
+    ------
+    DecodeError
+        If it is not a payload's header.
+
+    Examples
+    --------
+    >>> import numpy as np, fedcodec as fc
+    >>> info = fc.inspect(fc.parse("topk(0.5) | int8").encode(np.ones(4, np.float32)))
+    >>> info.codec, info.framing
+    ('sparse | int8(block_size=1024)', 'inline')
+    """
+    view = _bytes(payload)
+    opened = frame.open_frame(view, max_tensors=Limits().max_tensors)
+    text, start = None, opened.start
+    if opened.table is not None:
+        count = 0 if opened.spec is None else len(opened.spec.untied)
+        pipelines, _, start = frame.read_table(opened, count, None)
+        text = "\n".join(pipeline.text for pipeline in pipelines)
+    return PayloadInfo(
+        opened.version,
+        "reference" if opened.spec is None else "inline",
+        opened.spec,
+        opened.spec_digest,
+        opened.base,
+        opened.table_digest,
+        text,
+        len(view),
+        opened.stop - start,
+    )
+
+
+def _plan(table: RuleTable, spec: Spec, draws: Draws) -> list[Segment]:
+    indices: list[list[int]] = [[] for _ in table.pipelines]
+    for index, number in enumerate(table.assignment):
+        indices[number].append(index)
+    return [
+        (
+            mine,
+            _coder(
+                pipeline,
+                [
+                    spec.untied[index].size
+                    for index in mine
+                    if dtypes.BY_NAME[spec.untied[index].dtype].is_float
+                ],
+                draws,
+            ),
+        )
+        for pipeline, mine in zip(table.pipelines, indices, strict=True)
+    ]
+
+
+def _coder(pipeline: Pipeline, sizes: list[int], draws: Draws) -> tuple[Any, ...]:
+    """Describe a pipeline to the body coder, given the sizes of its float tensors."""
+    whole = pipeline.find("sum")
+    if isinstance(whole, Residual):
+        return ("residual", *(_coder(part, sizes, draws) for part in whole.parts))
+    select, quantize = pipeline.find("select"), pipeline.find("quantize")
+    groups = sizes
+    if isinstance(select, Select) and not select.by_tensor:
+        groups = [sum(sizes)] if sizes else []
+    return (
+        "coder",
+        select.coder(groups, draws) if isinstance(select, Select) else None,
+        quantize.coder(draws) if isinstance(quantize, Quantize) else None,
+    )
+
+
+def _described(spec: Spec) -> list[tuple[int, tuple[int, ...]]]:
+    return [(dtypes.BY_NAME[tensor.dtype].id, tensor.shape) for tensor in spec.untied]
+
+
+def _in_python(coder: tuple[Any, ...]) -> bool:
+    if coder[0] == "residual":
+        return any(_in_python(inner) for inner in coder[1:])
+    return coder[2] is not None and coder[2][0] == "python"
+
+
+def _run(name: str, segments: list[Segment], *arguments: Any) -> Any:
+    """Call the native body coder, or its Python twin where a stage or the whole backend is Python."""
+    backend = ops.backend()
+    native = getattr(backend, "body", None)
+    if native is None or any(_in_python(coder) for _, coder in segments):
+        return getattr(body, name)(*arguments, ops=backend)
+    try:
+        return getattr(native, name)(*arguments)
+    except native.Malformed as error:
+        raise DecodeError(*error.args) from None
+    except native.NonFinite as error:
+        raise body.NonFinite(*error.args) from None
+
+
+def _packed(plain: bytes, stage: Any) -> bytes:
+    packed = stage.compress(plain) if stage is not None else plain
+    if stage is None or not 0 < len(packed) < len(plain):
+        return varint(len(plain)) + varint(0) + plain
+    return varint(len(plain)) + varint(len(packed)) + packed
+
+
+def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec: Spec) -> _Job:
+    plain_size, packed_size = reader.varint(), reader.varint()
+    own = [spec.untied[index].nbytes for index in segment[0]]
+    if plain_size > 2 * sum(own) + 64 * (len(own) + 1):
+        raise DecodeError(f"a segment of {plain_size} bytes is too long", reader.offset)
+    start = reader.offset
+    if packed_size == 0:
+        source: Any = reader.take(plain_size)
+        return _Job(source, 0, plain_size, [segment])
+    if lossless is None:
+        raise DecodeError("a segment without lossless stage is packed", reader.offset)
+    packed = bytes(reader.take(packed_size))
+    try:
+        source = lossless.decompress(packed, plain_size)
+    except Exception as error:
+        raise DecodeError(f"{lossless}: {error}", start) from error
+    if not isinstance(source, bytes) or len(source) != plain_size:
+        raise DecodeError(f"{lossless}: not the declared {plain_size} bytes", start)
+    return _Job(source, 0, plain_size, [segment])
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) == DIGEST_BYTES
+
+
+def _bytes(payload: Any) -> memoryview:
+    try:
+        return memoryview(payload).cast("B")
+    except (TypeError, ValueError):
+        raise TypeError(f"a payload is contiguous bytes, not {type(payload).__name__}") from None
+
+
+def _spec_of(like: Any) -> tuple[Spec, str]:
+    if isinstance(like, Spec):
+        return like, "numpy"
+    read = arrays.read(like)
+    return read.spec, read.framework
+
+
+def _non_finite(error: body.NonFinite, spec: Spec) -> NonFiniteError:
+    tensor_index, element, value, narrow = error.args[:4]
+    name = spec.untied[tensor_index].name
+    place = f"tensor {name!r}, element {element}, is {value}"
+    if narrow:
+        place += f", beyond the largest {dtypes.BY_ID[narrow].name}"
+    return NonFiniteError(place, name)

@@ -1,0 +1,170 @@
+"""Which stage has which name and which ids on the wire."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from .codec import Codec, Kind, Lossless, Pipeline, Quantizer, Stage, stages_of
+from .errors import DecodeError
+from .reader import Reader
+
+_T = TypeVar("_T", bound=type[Stage])
+
+THIRD_PARTY_IDS = range(0x80, 0xC0)
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_RESERVED = {"rules", "True", "False", "None"}
+
+
+class WireStage(NamedTuple):
+    """A stage as a decoder sees it: `coder` is for the body coder, or a `Lossless` stage."""
+
+    kind: Kind
+    text: str
+    coder: Any
+
+
+WireReader = Callable[[Reader], WireStage]
+
+_by_name: dict[str, type[Stage]] = {}
+_by_id: dict[int, WireReader] = {}
+
+
+def builtin(**readers: WireReader) -> Callable[[_T], _T]:
+    """Register a stage of this library; `readers` are its ids in hexadecimal, as `id_20=...`."""
+
+    def decorate(cls: _T) -> _T:
+        _by_name[cls.name] = cls
+        _by_id.update({int(key.removeprefix("id_"), 16): reader for key, reader in readers.items()})
+        return cls
+
+    return decorate
+
+
+def register(wire_id: int) -> Callable[[_T], _T]:
+    """Register a third party's `Quantizer` or `Lossless` stage under an id and its `name`.
+
+    The class is a frozen dataclass. Its parameters are the encoder's matter; where the decoder needs them, it overrides
+    `wire`, to give the id and their bytes, and adds a class method `from_wire(parameters: bytes)`, which may raise any
+    exception.
+
+    Parameters
+    ----------
+    wire_id : int
+        From 0x80 to 0xBF, the same at both ends.
+
+    Raises
+    ------
+    ValueError
+        If the id is outside that range, id or name are taken, or the name cannot stand in a codec's text.
+    TypeError
+        If the class is neither a `Quantizer` nor a `Lossless`, or no frozen dataclass.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import zlib, fedcodec as fc
+    >>> @fc.register(0x80)
+    ... @dataclass(frozen=True, repr=False)
+    ... class Deflate(fc.Lossless):
+    ...     name = "deflate"
+    ...     def compress(self, data):
+    ...         return zlib.compress(data)
+    ...     def decompress(self, data, size):
+    ...         return zlib.decompressobj().decompress(data, size)
+    >>> str(fc.parse("topk(0.1) | deflate"))
+    'topk(0.1) | deflate'
+    """
+
+    def decorate(cls: _T) -> _T:
+        if not issubclass(cls, (Quantizer, Lossless)):
+            raise TypeError(f"{cls.__name__} is neither a Quantizer nor a Lossless stage")
+        if "__dataclass_params__" not in vars(cls) or not vars(cls)["__dataclass_params__"].frozen:
+            raise TypeError(f"{cls.__name__} is not a frozen dataclass (register goes above it)")
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
+            raise ValueError(f"{cls.__name__}: the name {name!r} cannot stand in a codec's text")
+        if wire_id not in THIRD_PARTY_IDS:
+            raise ValueError(f"id {wire_id:#x} is not from 0x80 to 0xbf")
+        if wire_id in _by_id or cls.name in _by_name:
+            raise ValueError(f"id {wire_id:#x} or the name {cls.name!r} is taken")
+
+        def read(reader: Reader) -> WireStage:
+            parameters = bytes(reader.take(reader.remaining))
+            make = getattr(cls, "from_wire", None)
+            if parameters and make is None:
+                raise DecodeError(f"stage {cls.name!r} has no parameters", offset=reader.offset)
+            try:
+                stage = make(parameters) if make else cls()
+                if not isinstance(stage, cls):
+                    raise TypeError(f"from_wire gave a {type(stage).__name__}")
+                text = str(stage)
+            except Exception as error:
+                raise DecodeError(f"stage {cls.name!r}: {error}", offset=reader.offset) from error
+            coder = stage if isinstance(stage, Lossless) else ("python", stage)
+            return WireStage(stage.kind, text, coder)
+
+        cls.wire_id = wire_id
+        _by_name[cls.name] = cls
+        _by_id[wire_id] = read
+        return cls
+
+    return decorate
+
+
+def stage_class(name: str) -> type[Stage]:
+    """Return the class of a stage's name.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists all.
+    """
+    if name not in _by_name:
+        raise ValueError(f"unknown stage {name!r}; there are {', '.join(sorted(_by_name))}")
+    return _by_name[name]
+
+
+def stage_names() -> list[str]:
+    """Return the names of all stages, third parties' included."""
+    return sorted(_by_name)
+
+
+def wire_reader(wire_id: int) -> WireReader | None:
+    """Return what reads a stage's parameters, or None for an unknown id."""
+    return _by_id.get(wire_id)
+
+
+def from_config(config: dict[str, Any]) -> Codec:
+    """Build a codec from its plain data form, the inverse of `Codec.config`.
+
+    Raises
+    ------
+    ValueError
+        If a stage is unknown or its parameters make no sense.
+    TypeError
+        If a stage has no such parameter.
+
+    Examples
+    --------
+    >>> import fedcodec as fc
+    >>> fc.from_config((fc.TopK(0.01) | fc.Int8()).config())
+    TopK(0.01) | Int8()
+    """
+    if "rules" in config:
+        pairs = [(pattern, from_config(inner)) for pattern, inner in config["rules"]]
+        return from_config(config["default"]).for_names(dict(pairs))
+    if "pipeline" in config:
+        stages: list[Stage] = []
+        for inner in config["pipeline"]:
+            stages.extend(stages_of(from_config(inner)))
+        return Pipeline(tuple(stages))
+    if "stage" not in config:
+        raise ValueError("config: needs one of the keys 'stage', 'pipeline', 'rules'")
+    parameters = {
+        key: from_config(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "stage"
+    }
+    return stage_class(config["stage"])(**parameters)

@@ -1,0 +1,132 @@
+"""What both ends hold already, so that payloads only name it by its digest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import arrays, ops
+from .digests import digest
+from .errors import DecodeError
+from .reader import varint
+
+if TYPE_CHECKING:
+    from .codec import Codec
+    from .spec import Spec
+
+
+class MaskBits(NamedTuple):
+    """A mask over n flat positions, bit i % 8 of byte i // 8."""
+
+    bits: bytes
+    n: int
+
+    @property
+    def digest(self) -> bytes:
+        """The 8 bytes that stand for it on the wire."""
+        return digest("fedcodec/mask", varint(self.n), self.bits)
+
+    @classmethod
+    def of(cls, mask: Any) -> MaskBits:
+        """Flatten an update of bools, in order; only its float counterparts should be in it."""
+        update = arrays.read(mask)
+        for tensor in update.spec.tensors:
+            if tensor.dtype != "bool":
+                raise TypeError(f"mask: tensor {tensor.name!r} has dtype {tensor.dtype}, not bool")
+        flat = np.concatenate([np.empty(0, np.uint8), *update.storage]).view(np.bool_)
+        return cls(ops.pack_mask(flat).tobytes(), flat.size)
+
+
+def digest_of(update: Any) -> bytes:
+    """Return the 8 bytes by which a payload names the model that it is a delta against.
+
+    Parameters
+    ----------
+    update : dict, list or array
+        The model, as `encode` takes it.
+
+    Examples
+    --------
+    >>> import numpy as np, fedcodec as fc
+    >>> fc.digest({"weight": np.zeros(2, np.float32)}).hex()
+    'b874540c9d02dad9'
+    """
+    read = arrays.read(update)
+    return digest(
+        "fedcodec/base",
+        read.spec.encoded,
+        *(part.view(np.uint8).data for part in read.storage),
+    )
+
+
+class Shared:
+    """A bounded store of masks, bases and rule tables, by digest.
+
+    Decoding looks up here whatever a payload names by digest. When `max_bytes` is exceeded the entries used longest
+    ago are dropped.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bytes of all entries together, 1 GiB by default.
+
+    Examples
+    --------
+    >>> import numpy as np, fedcodec as fc
+    >>> shared = fc.Shared()
+    >>> mask = {"weight": np.array([True, False, True])}
+    >>> shared.add_mask(mask) in shared
+    True
+    """
+
+    def __init__(self, max_bytes: int = 1 << 30) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes is {max_bytes}, it must not be negative")
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, tuple[str, Any, int]] = OrderedDict()
+        self._nbytes = 0
+
+    def add_mask(self, mask: Any) -> bytes:
+        """Keep a mask (an update of bools, or `MaskBits`) and return its digest."""
+        bits = mask if isinstance(mask, MaskBits) else MaskBits.of(mask)
+        return self._add(bits.digest, "mask", bits, len(bits.bits))
+
+    def add_base(self, model: Any) -> bytes:
+        """Keep a reference to the model that deltas are against and return its digest."""
+        return self._add(digest_of(model), "base", model, arrays.read(model).spec.nbytes)
+
+    def add_rules(self, codec: Codec, spec: Spec) -> bytes:
+        """Keep the rule table of a codec for one spec and return its digest."""
+        table = codec.table(spec).encoded
+        return self._add(digest("fedcodec/rules", table), "rules", table, len(table))
+
+    def get(self, key: bytes, kind: str) -> Any:
+        """Return the entry of a digest.
+
+        Raises
+        ------
+        DecodeError
+            If there is none of this kind ("mask", "base" or "rules").
+        """
+        if key in self._entries and self._entries[key][0] == kind:
+            self._entries.move_to_end(key)
+            return self._entries[key][1]
+        raise DecodeError(f"the payload names the {kind} {key.hex()}, which shared does not hold")
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _add(self, key: bytes, kind: str, value: Any, nbytes: int) -> bytes:
+        if nbytes > self.max_bytes:
+            raise ValueError(f"a {kind} of {nbytes} bytes does not fit in {self.max_bytes}")
+        self._nbytes -= self._entries.pop(key, (kind, value, 0))[2]
+        self._entries[key] = (kind, value, nbytes)
+        self._nbytes += nbytes
+        while self._nbytes > self.max_bytes:
+            self._nbytes -= self._entries.popitem(last=False)[1][2]
+        return key
