@@ -1,0 +1,287 @@
+"""Weighted means of many payloads, straight from their bytes, in the memory of one model."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, Literal
+
+import numpy as np
+
+from . import arrays, dtypes, ops, pipeline
+from .arrays import Storage
+from .errors import BackendError, DecodeError, SpecMismatch
+from .limits import Limits
+from .reader import Reader
+from .shared import Shared
+from .spec import Spec, TensorSpec
+
+_STATE_VERSION = 1
+_MAX = {
+    "float16": 65504.0,
+    "bfloat16": (2 - 2.0**-7) * 2.0**127,
+    "float32": (2 - 2.0**-23) * 2.0**127,
+    "float64": (2 - 2.0**-52) * 2.0**1023,
+}
+# Above what two roundings to float32 add to a sum, so that bounds stay above what they bound.
+_ROUNDINGS = 1 + 2.0**-22
+
+
+class Aggregator:
+    """A streaming weighted mean of payloads of one spec, whatever their codecs and framings.
+
+    Payloads are added as they arrive and never expanded beside the sum; one with 1 % of the values costs 1 % of the
+    work. Zeros of sparse payloads count as zeros. The sum is the same, to the bit, for the same order of adds.
+
+    Parameters
+    ----------
+    like : update or Spec, optional
+        What payloads must match. Without it the first payload decides, so servers pass it.
+    dtype : {"float32", "float64"}
+        Of the sums of float tensors; those of float64 tensors are float64 always.
+    shared : Shared, optional
+        Masks, bases and rule tables that payloads name by digest.
+    device : {"cpu"}, optional
+        Where the sums live.
+    limits : Limits, optional
+        What the first payload may ask for where there is no `like`.
+
+    Examples
+    --------
+    >>> import numpy as np, fedcodec as fc
+    >>> server = fc.Aggregator()
+    >>> server.add(fc.Raw().encode(np.array([1, 2], np.float32)), weight=3)
+    >>> server.add(fc.TopK(0.5).encode(np.array([0, 4], np.float32)), weight=1)
+    >>> server.mean()
+    array([0.75, 2.5 ], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        like: Any = None,
+        dtype: Literal["float32", "float64"] = "float32",
+        shared: Shared | None = None,
+        device: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype is {dtype!r}, it must be 'float32' or 'float64'")
+        if device not in (None, "cpu"):
+            raise BackendError(f"device {device!r}: the CUDA module is not built")
+        self.dtype = dtype
+        self._shared = shared
+        self._limits = limits
+        self._framework = "numpy"
+        self._spec: Spec | None = None
+        self._sums: list[Storage] = []
+        if like is not None:
+            if isinstance(like, Spec):
+                self._spec = like
+            else:
+                read = arrays.read(like)
+                self._spec, self._framework = read.spec, read.framework
+            self._sums = self._zeros(self._spec)
+        self.count = 0
+        self.weight = 0.0
+        self._bound = 0.0  # of the float32 sums
+        self._wide_bound = 0.0  # of the sums of float64 tensors
+        self._base: bytes | None = None
+
+    @property
+    def spec(self) -> Spec | None:
+        """The spec of all payloads; None before the first where `like` was not given."""
+        return self._spec
+
+    def add(self, payload: Any, weight: float = 1.0) -> None:
+        """Add one payload, times its weight.
+
+        Parameters
+        ----------
+        payload : bytes, bytearray, memoryview or uint8 array
+        weight : float
+            Within float32's range and not negative, such as the client's number of samples. It is rounded to float32
+            unless dtype is float64.
+
+        Raises
+        ------
+        DecodeError
+            If the bytes are not a valid payload or could overflow the sum; `SpecMismatch` if they have another spec or
+            base than the others. The sum is as before.
+        TypeError, ValueError
+            If the weight is bad.
+        """
+        weight = self._checked(weight)
+        decoded = pipeline.prepare(
+            payload, like=self._spec, limits=self._limits, shared=self._shared
+        )
+        if self.count and decoded.base != self._base:
+            raise SpecMismatch(
+                f"the payload's base is {_hex(decoded.base)}, not {_hex(self._base)}"
+            )
+        sums = self._sums if self._spec is not None else self._zeros(decoded.spec)
+        # The coder by itself looks after float32 sums, and one job at a time.
+        wide = any(tensor.dtype == "float64" for tensor in decoded.spec.untied)
+        several = len(decoded.jobs) > 1
+        largest = pipeline.check(decoded) if wide or several else 0.0
+        if several and self.dtype == "float32":
+            _check_bound("float32", largest)
+            _check_bound("float32", self._bound + weight * largest)
+        wide_added = weight * largest if wide else 0.0
+        _check_bound("float64", self._wide_bound + wide_added)
+        added = pipeline.accumulate(decoded, sums, weight, self._bound)
+        self._spec, self._sums, self._base = decoded.spec, sums, decoded.base
+        self._count(1, weight, added, wide_added)
+
+    def merge(self, other: Aggregator) -> None:
+        """Add the sum of another aggregator, which stays as it is.
+
+        Raises
+        ------
+        SpecMismatch
+            If it has another spec, dtype or base.
+        DecodeError
+            If the sums could overflow. The sum is as before.
+        TypeError
+            If it is no aggregator.
+        """
+        if not isinstance(other, Aggregator):
+            raise TypeError(f"expected an Aggregator, got a {type(other).__name__}")
+        if other._spec is None:
+            return
+        if other.dtype != self.dtype:
+            raise SpecMismatch(f"the other's dtype is {other.dtype}, not {self.dtype}")
+        if self._spec is not None:
+            other._spec.require(self._spec)
+        if self.count and other.count and other._base != self._base:
+            raise SpecMismatch(f"the other's base is {_hex(other._base)}, not {_hex(self._base)}")
+        _check_bound("float32", self._bound + other._bound)
+        _check_bound("float64", self._wide_bound + other._wide_bound)
+        if self._spec is None:
+            self._spec, self._framework = other._spec, other._framework
+            self._sums = self._zeros(other._spec)
+        if other.count:
+            self._base = other._base
+        for ours, theirs in zip(self._sums, other._sums, strict=True):
+            ops.backend().accumulate(ours, theirs, 1.0)
+        self._count(other.count, other.weight, other._bound, other._wide_bound)
+
+    def mean(self, framework: str | None = None) -> Any:
+        """Return the weighted mean in the spec's structure, shapes and dtypes; the sum stays as it is.
+
+        Floats are rounded to their dtype, to its largest value at most. Integers are rounded half to even and clipped;
+        a bool is the weighted majority.
+
+        Parameters
+        ----------
+        framework : {"numpy", "torch", "jax"}, optional
+            By default that of `like`.
+
+        Raises
+        ------
+        ValueError
+            If nothing of positive weight was added.
+        """
+        if self._spec is None or self.weight == 0:
+            raise ValueError("nothing of positive weight was added")
+        means = []
+        for total, tensor in zip(self._sums, self._spec.untied, strict=True):
+            mean = np.zeros(total.size)
+            ops.backend().accumulate(
+                mean, total, 1.0
+            )  # widens, in whatever mode the caller's thread is
+            with np.errstate(over="ignore"):
+                mean /= self.weight
+            means.append(_rounded(mean, tensor))
+        return arrays.build(self._spec, means, framework or self._framework)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state but `shared` and `limits`: numbers, strings, bytes and copies of the sums."""
+        return {
+            "version": _STATE_VERSION,
+            "dtype": self.dtype,
+            "framework": self._framework,
+            "spec": None if self._spec is None else self._spec.encoded,
+            "sums": [total.copy() for total in self._sums],
+            "count": self.count,
+            "weight": self.weight,
+            "bound": self._bound,
+            "wide_bound": self._wide_bound,
+            "base": self._base,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version or dtype, or its sums are not what its spec says; the state is as before.
+        """
+        for key, wanted in (("version", _STATE_VERSION), ("dtype", self.dtype)):
+            if state.get(key) != wanted:
+                raise ValueError(f"state: {key} is {state.get(key)!r}, not {wanted!r}")
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise ValueError(f"state: {', '.join(sorted(missing))} not in it")
+        data = state["spec"]
+        spec = None if data is None else Spec.read(Reader(data), max_tensors=len(data))
+        expected = [] if spec is None else self._zeros(spec)
+        sums = [np.array(total) for total in state["sums"]]
+        if [(a.dtype, a.shape) for a in sums] != [(a.dtype, a.shape) for a in expected]:
+            raise ValueError("state: the sums are not those of the spec")
+        count, weight = int(state["count"]), float(state["weight"])
+        bound, wide_bound = float(state["bound"]), float(state["wide_bound"])
+        self._spec, self._sums, self._base = spec, sums, state["base"]
+        self._framework = state["framework"]
+        self.count, self.weight, self._bound, self._wide_bound = count, weight, bound, wide_bound
+
+    def _zeros(self, spec: Spec) -> list[Storage]:
+        return [np.zeros(tensor.size, self._sum_dtype(tensor)) for tensor in spec.untied]
+
+    def _sum_dtype(self, tensor: TensorSpec) -> str:
+        narrow = dtypes.BY_NAME[tensor.dtype].is_float and tensor.dtype != "float64"
+        return self.dtype if narrow else "float64"
+
+    def _checked(self, weight: float) -> float:
+        if not isinstance(weight, numbers.Real):
+            raise TypeError(f"weight is {weight!r}, it must be a number")
+        try:
+            value = float(weight)
+        except OverflowError:
+            value = math.inf
+        # In this range float64 sums of integers and of floats of 32 bits stay finite.
+        if not 0 <= value <= _MAX["float32"]:
+            raise ValueError(f"weight is {value}, it must be from 0 to float32's largest")
+        return float(np.float32(value)) if self.dtype == "float32" else value
+
+    def _count(self, count: int, weight: float, added: float, wide_added: float) -> None:
+        self.count += count
+        self.weight += weight
+        self._bound = min((self._bound + added) * _ROUNDINGS, _MAX["float32"])
+        self._wide_bound += wide_added
+
+
+def _check_bound(dtype: str, bound: float) -> None:
+    if not bound <= _MAX[dtype]:
+        raise DecodeError(f"the sum could leave the range of {dtype}")
+
+
+def _rounded(mean: Storage, tensor: TensorSpec) -> Storage:
+    dtype = dtypes.BY_NAME[tensor.dtype]
+    if dtype.is_float:
+        # A mean is within its values, but the roundings of its sum need not be.
+        np.clip(mean, -_MAX[tensor.dtype], _MAX[tensor.dtype], out=mean)
+        return mean if tensor.dtype == "float64" else ops.backend().narrow(mean, tensor.dtype)
+    whole = np.rint(mean)
+    if tensor.dtype == "bool":
+        return (whole > 0).view(np.uint8)
+    limits = np.iinfo(tensor.dtype)
+    # float(limits.max) may lie beyond the limit, where a cast is undefined.
+    top = whole >= float(limits.max)
+    result = np.where(top, 0, np.maximum(whole, limits.min)).astype(tensor.dtype)
+    result[top] = limits.max
+    return result.view(np.uint8)
+
+
+def _hex(digest: bytes | None) -> str:
+    return "none" if digest is None else digest.hex()

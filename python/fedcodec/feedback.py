@@ -1,0 +1,280 @@
+"""Error feedback: what a lossy codec did not send is added to the next update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import arrays, ops, pipeline
+from .arrays import Storage
+from .codec import Codec, Framing
+from .reader import Reader
+from .shared import Shared
+from .spec import Spec
+from .text import parse
+
+_STATE_VERSION = 1
+
+# One array for each float tensor, None for an integer or bool tensor.
+Floats = list["npt.NDArray[Any] | None"]
+
+
+class _Pending(NamedTuple):
+    compensated: Floats  # what was encoded: the update + the residual
+    missed: Floats  # compensated - decoded
+
+
+class ErrorFeedback:
+    """An encoder that keeps what was not sent, and sends it later.
+
+    With c = float32(update) + residual (float64 for float64 tensors, rounded once) and decoded = what `decode` returns,
+    `accept` makes the residual fl(c - decoded), bit for bit. Nothing is kept before `accept` or `reject` is called, so
+    a payload that was lost loses nothing.
+
+    Parameters
+    ----------
+    codec : Codec or str
+        The codec or its text.
+
+    Examples
+    --------
+    >>> import numpy as np, fedcodec as fc
+    >>> client = fc.ErrorFeedback(fc.TopK(0.5))
+    >>> fc.decode(client.encode(np.array([1, 3], np.float32)))
+    array([0., 3.], dtype=float32)
+    >>> client.accept()
+    >>> fc.decode(client.encode(np.array([1, 1], np.float32)))
+    array([2., 0.], dtype=float32)
+    """
+
+    def __init__(self, codec: Codec | str) -> None:
+        self.codec = parse(codec) if isinstance(codec, str) else codec
+        self.sequence = 0
+        self._spec: Spec | None = None
+        self._residual: Floats | None = None
+        self._pending: _Pending | None = None
+
+    def encode(
+        self,
+        update: Any,
+        *,
+        framing: Framing = "inline",
+        base: bytes | None = None,
+        seed: int | None = None,
+    ) -> bytes:
+        """Encode update + residual, and leave the outcome pending.
+
+        Parameters
+        ----------
+        update, framing, base
+            As for `Codec.encode`.
+        seed : int, optional
+            As for `Codec.encode`, but by default the sequence number, so that no two rounds draw alike. Pass a hash of
+            round and client where clients should not draw alike either.
+
+        Returns
+        -------
+        bytes
+
+        Raises
+        ------
+        RuntimeError
+            If the last payload was neither accepted nor rejected.
+        SpecMismatch
+            If names, shapes or dtypes are not those of the updates before.
+        NonFiniteError, TypeError, ValueError
+            As for `Codec.encode`; the state is as before.
+        """
+        if self._pending is not None:
+            raise RuntimeError("the last payload is pending: call accept() or reject() first")
+        read = arrays.read(update)
+        if self._spec is not None:
+            read.spec.require(self._spec)
+        update_values = _widened(read.spec, read.storage)
+        residual = self._residual or [
+            None if own is None else np.zeros_like(own) for own in update_values
+        ]
+        compensated = _sums(residual, update_values, 1.0)
+        work = [
+            own if own is not None else storage
+            for own, storage in zip(compensated, read.storage, strict=True)
+        ]
+        payload = pipeline.encode(
+            self.codec,
+            read.spec,
+            work,
+            framing=framing,
+            base=base,
+            seed=self.sequence if seed is None else seed,
+        )
+        missed = _sums(compensated, self._decode(payload, read.spec), -1.0)
+        self._spec = read.spec
+        self._pending = _Pending(compensated, missed)
+        self.sequence += 1
+        return payload
+
+    def accept(self) -> None:
+        """Keep what the pending payload missed as the residual: the receiver has it.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing is pending.
+        """
+        self._residual = self._settle().missed
+
+    def reject(self, *, drop: bool = False) -> None:
+        """Keep everything that the pending payload carried as the residual: the receiver does not have it.
+
+        Parameters
+        ----------
+        drop : bool
+            Drop the update instead and restore the residual from before.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing is pending.
+        """
+        pending = self._settle()
+        if not drop:
+            self._residual = pending.compensated
+
+    @property
+    def pending(self) -> bool:
+        """Whether a payload waits for `accept` or `reject`."""
+        return self._pending is not None
+
+    @property
+    def residual(self) -> Any:
+        """The residual as read-only NumPy float32 (float64) arrays in the structure of the update.
+
+        None before the first, and in place of integers and bools.
+        """
+        if self._spec is None or self._residual is None:
+            return None
+        shaped, tensors = _shaped(self._residual, self._spec), self._spec.tensors
+        owners = [t if t.tied_to is None else tensors[t.tied_to] for t in tensors]
+        return arrays.pack(self._spec, [shaped.get(owner.name) for owner in owners])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state: numbers, strings, bytes and read-only NumPy arrays by tensor name.
+
+        `load_state_dict` of another `ErrorFeedback` with the same codec goes on from it, pending payload included.
+        """
+
+        def shaped(floats: Floats | None) -> dict[str, Storage] | None:
+            return None if floats is None or self._spec is None else _shaped(floats, self._spec)
+
+        return {
+            "version": _STATE_VERSION,
+            "codec": str(self.codec),
+            "sequence": self.sequence,
+            "spec": None if self._spec is None else self._spec.encoded,
+            "residual": shaped(self._residual),
+            "compensated": shaped(self._pending.compensated) if self._pending else None,
+            "missed": shaped(self._pending.missed) if self._pending else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version or codec, or its arrays are not what its spec says; the state is as before.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(f"state: version is {state.get('version')}, not {_STATE_VERSION}")
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise ValueError(f"state: {', '.join(sorted(missing))} not in it")
+        if state["codec"] != str(self.codec):
+            raise ValueError(f"state: codec is {state['codec']!r}, not {str(self.codec)!r}")
+        sequence = int(state["sequence"])
+        spec = None if state["spec"] is None else _read_spec(state["spec"])
+        residual, compensated, missed = (
+            _flat(state[key], spec, key) for key in ("residual", "compensated", "missed")
+        )
+        if (compensated is None) != (missed is None):
+            raise ValueError("state: compensated and missed go together")
+        self.sequence, self._spec, self._residual = sequence, spec, residual
+        self._pending = None
+        if compensated is not None and missed is not None:
+            self._pending = _Pending(compensated, missed)
+
+    def _decode(self, payload: bytes, spec: Spec) -> Floats:
+        shared = Shared()
+        self.codec.add_shared(shared)
+        shared.add_rules(self.codec, spec)
+        storage = arrays.allocate(spec)
+        pipeline.decode_into(
+            pipeline.prepare(payload, like=spec, shared=shared, trust_base=True), storage
+        )
+        return _widened(spec, storage)
+
+    def _settle(self) -> _Pending:
+        if self._pending is None:
+            raise RuntimeError("no payload is pending")
+        pending, self._pending = self._pending, None
+        return pending
+
+
+def _widened(spec: Spec, storage: Sequence[Storage]) -> Floats:
+    """Return float tensors as float32 (float64 stays), None for the others."""
+    wide: Floats = []
+    for tensor, array in zip(spec.untied, storage, strict=True):
+        if tensor.dtype in ("float32", "float64"):
+            wide.append(array)
+        elif tensor.dtype in ("float16", "bfloat16"):
+            wide.append(ops.widen(array, tensor.dtype))
+        else:
+            wide.append(None)
+    return wide
+
+
+def _sums(first: Floats, second: Floats, weight: float) -> Floats:
+    """Return first + weight * second, by a kernel: NumPy would follow a caller's flush-to-zero mode."""
+    sums: Floats = []
+    with np.errstate(over="ignore"):
+        for ours, theirs in zip(first, second, strict=True):
+            total = None if ours is None else ours.copy()
+            if total is not None and theirs is not None:
+                ops.backend().accumulate(total, theirs, weight)
+            sums.append(total)
+    return sums
+
+
+def _shaped(floats: Floats, spec: Spec) -> dict[str, Storage]:
+    shaped = {}
+    for tensor, array in zip(spec.untied, floats, strict=True):
+        if array is not None:
+            view = array.reshape(tensor.shape)
+            view.flags.writeable = False
+            shaped[tensor.name] = view
+    return shaped
+
+
+def _flat(state: dict[str, Any] | None, spec: Spec | None, key: str) -> Floats | None:
+    if state is None or spec is None:
+        return None
+    floats: Floats = []
+    for tensor in spec.untied:
+        if tensor.dtype not in ("float16", "bfloat16", "float32", "float64"):
+            floats.append(None)
+            continue
+        dtype = np.float64 if tensor.dtype == "float64" else np.float32
+        array = np.asarray(state.get(tensor.name)).copy()
+        if array.dtype != dtype or array.shape != tensor.shape:
+            wanted = f"{tensor.shape} of {dtype.__name__}"
+            raise ValueError(f"state: {key} of {tensor.name!r} is not {wanted}")
+        floats.append(array.reshape(-1))
+    return floats
+
+
+def _read_spec(data: bytes) -> Spec:
+    reader = Reader(data)
+    return Spec.read(reader, max_tensors=len(data))

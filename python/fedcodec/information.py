@@ -1,0 +1,36 @@
+"""What is installed and in use."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+from . import ops
+
+
+def info() -> dict[str, Any]:
+    """Return versions, the instruction sets with the active one, and the state of CUDA.
+
+    Examples
+    --------
+    >>> import fedcodec as fc
+    >>> fc.info()["active"] in fc.info()["instruction_sets"]
+    True
+    """
+    packages = ("fedcodec", "numpy", "zstandard", "torch")
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in packages},
+        "machine": platform.machine(),
+        "instruction_sets": ops.available(),
+        "active": ops.active(),
+        "cuda": "the CUDA module is not built",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
