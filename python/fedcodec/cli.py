@@ -1,0 +1,398 @@
+"""The command line: ``fedcodec simulate | compress | decompress | inspect | info``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fedcodec as fc
+
+from .sim.links import LINKS
+from .sim.settings import DATASETS, DEFAULT_CODECS, MODELS, Settings
+
+try:
+    import click
+except ModuleNotFoundError:
+    sys.exit("the fedcodec command needs click: pip install 'fedcodec[cli]'")
+
+TORCH_SUFFIXES = (".pt", ".pth")
+SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
+
+in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+out_file = click.Path(dir_okay=False, path_type=Path)
+
+
+class Commands(click.Group):
+    """Turns the errors that a user can cause into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"this needs {error.name}, which is not installed: pip install 'fedcodec[sim]' brings it"
+            ) from error
+        except (fc.FedcodecError, OSError, ValueError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+@click.group(
+    cls=Commands, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]}
+)
+@click.version_option(fc.__version__, prog_name="fedcodec")
+def commands() -> None:
+    """Compression for federated learning."""
+
+
+def parse_codec(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Bring the text of one or several codecs to its standard form."""
+    try:
+        if isinstance(value, tuple):
+            return tuple(str(fc.parse(text)) for text in value)
+        return None if value is None else str(fc.parse(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def parse_widths(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read "128,64"."""
+    try:
+        widths = tuple(int(width) for width in value.split(",")) if value else ()
+    except ValueError:
+        widths = (0,)
+    if any(width < 1 for width in widths):
+        raise click.BadParameter(f"{value!r} is not a list of widths such as 128,64")
+    return widths
+
+
+@commands.command()
+@click.option("--dataset", type=click.Choice(DATASETS), default=Settings.dataset)
+@click.option(
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the IDX files; else $FEDCODEC_DATA_DIR/<dataset>, then /usr/share/datasets/<dataset>.",
+)
+@click.option("--model", type=click.Choice(MODELS), default=Settings.model)
+@click.option(
+    "--hidden",
+    callback=parse_widths,
+    default=",".join(map(str, Settings.hidden)),
+    help="Widths of the fully connected hidden layers.",
+)
+@click.option("--clients", type=click.IntRange(1), default=Settings.clients)
+@click.option("--clients-per-round", type=click.IntRange(1), default=Settings.clients_per_round)
+@click.option(
+    "--dirichlet", type=float, default=Settings.dirichlet, help="Concentration of the label skew."
+)
+@click.option("--iid", is_flag=True, help="Share the samples out at random instead.")
+@click.option("--local-epochs", type=click.IntRange(1), default=Settings.local_epochs)
+@click.option("--batch-size", type=click.IntRange(1), default=Settings.batch_size)
+@click.option("--learning-rate", type=float, default=Settings.learning_rate)
+@click.option("--momentum", type=float, default=Settings.momentum)
+@click.option("--rounds", type=click.IntRange(1), default=Settings.rounds)
+@click.option(
+    "--codec",
+    "codecs",
+    multiple=True,
+    callback=parse_codec,
+    default=DEFAULT_CODECS,
+    help="Uplink codec; repeat it to compare several.",
+)
+@click.option("--error-feedback/--no-error-feedback", default=Settings.error_feedback)
+@click.option(
+    "--downlink",
+    callback=parse_codec,
+    default=Settings.downlink,
+    help="Codec of the server's weights.",
+)
+@click.option(
+    "--downlink-delta",
+    callback=parse_codec,
+    help="Send the change of the weights by this codec instead; clients that missed rounds catch up.",
+)
+@click.option(
+    "--link",
+    default=Settings.link,
+    help=f"One of {', '.join(LINKS)}, or UPLINK,DOWNLINK,LATENCY in Mbit/s, Mbit/s and ms.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, help="Number of runs of each codec.")
+@click.option("--first-seed", type=click.IntRange(0), default=0)
+@click.option(
+    "--average-last",
+    type=click.IntRange(1),
+    help=f"Rounds whose mean accuracy is the result.  [default: {Settings.average_last}, or all if fewer]",
+)
+@click.option("--evaluate-every", type=click.IntRange(1), default=Settings.evaluate_every)
+@click.option("--device", default=Settings.device, help="Of torch.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=lambda: os.cpu_count() or 1,
+    help="Runs in parallel.  [default: all CPUs]",
+    show_default=False,
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("fedcodec-results"),
+    help="Folder of the JSON, CSV and PNG files.",
+)
+def simulate(
+    codecs: tuple[str, ...],
+    seeds: int,
+    first_seed: int,
+    jobs: int,
+    output: Path,
+    iid: bool,
+    average_last: int | None,
+    **options: Any,
+) -> None:
+    """Train by federated averaging with each codec, and compare accuracy and bytes.
+
+    Runs of different codecs share initial weights, partition, sampling and batches. Every payload's real length is
+    counted; what travels up is the change of the weights. For example, a study on Fashion-MNIST:
+
+    \b
+    fedcodec simulate --dataset fashion-mnist --data-dir DIR --clients 100
+      --batch-size 32 --rounds 300 --seeds 5
+      --codec raw --codec "topk(0.05) | ternary" --codec "topk(0.01) | int8"
+    """  # noqa: D301
+    if iid:
+        options["dirichlet"] = None
+    rounds = options["rounds"]
+    try:
+        settings = Settings(
+            average_last=average_last or min(Settings.average_last, rounds), **options
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .sim.report import summarise, tables, write_report
+    from .sim.study import run_study
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars = {codec: progress.add_task(codec, total=rounds * seeds) for codec in codecs}
+        runs = run_study(
+            settings,
+            codecs,
+            range(first_seed, first_seed + seeds),
+            min(jobs, len(codecs) * seeds),
+            on_round=lambda codec, seed: progress.advance(bars[codec]),
+        )
+    summaries = summarise(settings, runs)
+    # A file or a pipe has no width of its own; the tables need this much.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in tables(settings, summaries):
+        console.print(table)
+    for path in write_report(output, settings, runs, summaries):
+        click.echo(f"wrote {path}")
+
+
+@commands.command()
+@click.argument("source", metavar="IN", type=in_file)
+@click.argument("target", metavar="OUT", type=out_file)
+@click.option("--codec", required=True, callback=parse_codec, help='Such as "topk(0.01) | int8".')
+def compress(source: Path, target: Path, codec: str) -> None:
+    """Compress the tensors of IN (.safetensors, .npz, .pt or .pth) into the payload OUT."""
+    update = read_update(source)
+    try:
+        payload = fc.parse(codec).encode(update)
+    except TypeError as error:  # a dtype that has no place in a payload
+        raise click.ClickException(f"{source}: {error}") from error
+    with replacing(target) as unfinished:
+        unfinished.write_bytes(payload)
+    size = fc.Spec.of(update).nbytes
+    click.echo(f"{size:,} bytes of tensors to {len(payload):,}: {size / len(payload):.2f}x")
+
+
+@commands.command()
+@click.argument("source", metavar="IN", type=in_file)
+@click.argument("target", metavar="OUT", type=out_file)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(0),
+    default=fc.Limits().max_bytes,
+    help="Of all tensors together.",
+)
+def decompress(source: Path, target: Path, max_bytes: int) -> None:
+    """Restore the tensors of the payload IN into OUT (.safetensors, .npz, .pt or .pth)."""
+    write = writer(target)
+    payload = source.read_bytes()
+    spec = fc.inspect(payload).spec
+    if spec is None:
+        raise click.ClickException(
+            f"{source} leaves names and shapes to its receiver (framing by reference)"
+        )
+    bfloat16 = any(tensor.dtype == "bfloat16" for tensor in spec.tensors)
+    if bfloat16 and target.suffix == ".npz":
+        raise click.ClickException(
+            "bfloat16 tensors do not fit into .npz; use .safetensors, .pt or .pth"
+        )
+    framework = "torch" if bfloat16 or target.suffix in TORCH_SUFFIXES else "numpy"
+    restored = fc.decode(payload, framework=framework, limits=fc.Limits(max_bytes=max_bytes))
+    if spec.structure != "dict":
+        tensors = restored if spec.structure == "list" else [restored]
+        restored = {tensor.name: array for tensor, array in zip(spec.tensors, tensors, strict=True)}
+    with replacing(target) as unfinished:
+        write(restored, unfinished)
+    click.echo(f"{len(spec.tensors):,} tensors, {spec.nbytes:,} bytes")
+
+
+@commands.command()
+@click.argument("file", type=in_file)
+def inspect(file: Path) -> None:
+    """Say what the header of a payload says; the values are not looked at."""
+    info = fc.inspect(file.read_bytes())
+    lines = {
+        "format version": str(info.version),
+        "framing": info.framing,
+        "spec digest": info.spec_digest.hex(),
+        "base digest": info.base.hex() if info.base else "none",
+        "rules digest": info.table_digest.hex() if info.table_digest else "none",
+        "codec": info.codec.replace("\n", "; ") if info.codec else "named by the rules digest",
+        "payload": f"{info.nbytes:,} bytes, of which {info.body_nbytes:,} are body",
+    }
+    if info.spec is not None:
+        ratio = info.spec.nbytes / info.nbytes
+        lines["uncompressed"] = f"{info.spec.nbytes:,} bytes, {ratio:.2f}x the payload"
+        lines["structure"] = f"{info.spec.structure} of {len(info.spec.tensors):,} tensors"
+    for heading, text in lines.items():
+        click.echo(f"{heading:15} {text}")
+    tensors = info.spec.tensors if info.spec else ()
+    for tensor in tensors:
+        tied = "" if tensor.tied_to is None else f", the memory of {tensors[tensor.tied_to].name}"
+        click.echo(f"  {tensor.name}  {tensor.dtype} {tensor.shape}{tied}")
+
+
+@commands.command()
+def info() -> None:
+    """Print versions, instruction sets and the state of CUDA."""
+    for heading, value in fc.info().items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {version}" for name, version in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        click.echo(f"{heading.replace('_', ' '):17} {value}")
+
+
+def read_update(path: Path) -> dict[str, Any]:
+    """Read named tensors from a file, by its extension; nothing in it is executed.
+
+    Raises
+    ------
+    click.ClickException
+        If the extension is unknown, or the file is damaged or holds something else.
+    """
+    check_suffix(path)
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return dict(archive)
+        if path.suffix == ".safetensors":
+            return read_safetensors(path)
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError:
+        raise
+    except (
+        Exception
+    ) as error:  # torch, safetensors and zipfile each have their own for a damaged file
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise click.ClickException(f"cannot read {path}: {reason}") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise click.ClickException(f"{path} is not a state dict: tensors by name, and nothing else")
+    return dict(state)
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Read a safetensors file as NumPy arrays, or as torch tensors where it holds bfloat16."""
+    from safetensors import numpy, safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        bfloat16 = any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys())  # noqa: SIM118
+    if not bfloat16:
+        return dict(numpy.load_file(path))
+    from safetensors import torch
+
+    return dict(torch.load_file(path))
+
+
+def writer(path: Path) -> Callable[[dict[str, Any], Path], None]:
+    """Return the function that writes named tensors in the format of a path's extension."""
+    check_suffix(path)
+    if path.suffix == ".npz":
+        return write_npz
+    return write_safetensors if path.suffix == ".safetensors" else write_torch
+
+
+def write_npz(update: dict[str, Any], path: Path) -> None:
+    """Write an .npz file; unlike ``numpy.savez``, with any names."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in update.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def write_safetensors(update: dict[str, Any], path: Path) -> None:
+    """Write a .safetensors file of NumPy arrays or torch tensors; tied ones are written twice, as the format asks."""
+    if all(isinstance(array, np.ndarray) for array in update.values()):
+        from safetensors import numpy
+
+        numpy.save_file(update, path)
+    else:
+        from safetensors import torch
+
+        torch.save_file({name: tensor.clone() for name, tensor in update.items()}, path)
+
+
+def write_torch(update: dict[str, Any], path: Path) -> None:
+    """Write a torch state dict."""
+    import torch
+
+    torch.save(update, path)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a path whose extension names no format."""
+    if path.suffix not in SUFFIXES:
+        raise click.UsageError(f"{path}: the extension must be one of {', '.join(SUFFIXES)}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, and put it in place of ``path`` if that went well."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    commands(prog_name="fedcodec")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Several codecs on the same seeds, in parallel processes if asked."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from ctypes import Array, c_int
+from functools import partial
+
+import torch
+
+import fedcodec as fc
+
+from .federation import Run, simulate
+from .settings import Settings
+
+POLL_SECONDS = 0.1
+
+OnRound = Callable[[str, int], None]
+_counters: Array[c_int]  # of rounds, one a run; set in each worker
+
+
+def run_study(
+    settings: Settings,
+    codecs: Sequence[str],
+    seeds: Sequence[int],
+    jobs: int = 1,
+    on_round: OnRound | None = None,
+) -> list[Run]:
+    """Simulate each codec with each seed.
+
+    Every run computes on one torch thread, whatever ``jobs`` is, so the results do not depend on it.
+
+    Parameters
+    ----------
+    settings : Settings
+    codecs : sequence of str
+        Texts of the uplink codecs.
+    seeds : sequence of int
+    jobs : int
+        Processes to use. Above one, the calling module must be importable (guard it by ``__name__``).
+    on_round : callable, optional
+        Called with the codec's text and the seed after each round of a run.
+
+    Returns
+    -------
+    list of Run
+        By codec, then by seed, in the orders given.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to run, a codec or a seed appears twice, or a text is no codec.
+    """
+    if not codecs or not seeds:
+        raise ValueError("a study needs a codec and a seed at least")
+    texts = [str(fc.parse(codec)) for codec in codecs]
+    if len(set(texts)) < len(texts) or len(set(seeds)) < len(seeds):
+        raise ValueError("a codec or a seed appears twice")
+    cells = [(text, seed) for text in texts for seed in seeds]
+    notify = on_round or (lambda codec, seed: None)
+    if jobs == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [simulate(settings, *cell, on_round=partial(notify, *cell)) for cell in cells]
+        finally:
+            torch.set_num_threads(threads)
+    context = multiprocessing.get_context("spawn")
+    counters = context.Array("i", len(cells), lock=False)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (counters,)) as pool:
+        futures = [
+            pool.submit(_run_cell, number, settings, *cell) for number, cell in enumerate(cells)
+        ]
+        try:
+            _watch(futures, cells, counters, notify)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _watch(
+    futures: Sequence[Future[Run]],
+    cells: Sequence[tuple[str, int]],
+    counters: Array[c_int],
+    notify: OnRound,
+) -> None:
+    pending, seen = set(futures), [0] * len(cells)
+    while pending:
+        finished, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in finished:
+            future.result()
+        for number, cell in enumerate(cells):
+            for _ in range(seen[number], counters[number]):
+                notify(*cell)
+                seen[number] += 1
+
+
+def _start_worker(counters: Array[c_int]) -> None:
+    global _counters
+    _counters = counters
+    torch.set_num_threads(1)
+
+
+def _run_cell(number: int, settings: Settings, codec: str, seed: int) -> Run:
+    def count() -> None:
+        _counters[number] += 1
+
+    return simulate(settings, codec, seed, on_round=count)

@@ -1,0 +1,389 @@
+import csv
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+
+import fedcodec as fc
+from fedcodec import cli
+
+
+@pytest.fixture
+def invoke():
+    def invoke(*arguments, code=0):
+        result = CliRunner().invoke(cli.commands, [str(argument) for argument in arguments])
+        assert result.exit_code == code, (result.output, result.exception)
+        assert "Traceback" not in result.output
+        if code:
+            assert isinstance(result.exception, SystemExit)
+        return result.output
+
+    return invoke
+
+
+SIMULATE = (
+    *("simulate", "--rounds", 3, "--clients", 5, "--clients-per-round", 2, "--hidden", "8"),
+    *("--jobs", 1, "--codec", "raw", "--codec", "randomk(0.1)|int8"),
+)
+
+
+def test_simulate_twice_gives_the_same_curves(invoke, tmp_path):
+    reports = []
+    for name in ("first", "second"):
+        output = invoke(*SIMULATE, "--seeds", 2, "--first-seed", 3, "--output", tmp_path / name)
+        reports.append(json.loads((tmp_path / name / "report.json").read_text()))
+    first, second = ([run["history"] for run in report["runs"]] for report in reports)
+    assert first == second
+    runs = [(run["codec"], run["seed"]) for run in reports[0]["runs"]]
+    assert runs == [(codec, seed) for codec in ("raw", "randomk(0.1) | int8") for seed in (3, 4)]
+    assert "randomk(0.1) | int8" in output
+    assert f"{100 * reports[1]['summaries'][1]['accuracy']:.2f} ±" in output
+    for path in (tmp_path / "first").iterdir():
+        assert path.name in output
+    with (tmp_path / "first" / "summary.csv").open() as file:
+        assert len(list(csv.reader(file))) == 3
+
+
+def test_simulate_passes_its_options_on(invoke, tmp_path):
+    invoke(
+        *SIMULATE,
+        *("--iid", "--no-error-feedback", "--downlink-delta", "topk(0.1)|int8", "--link", "nb-iot"),
+        *("--learning-rate", 0.1, "--momentum", 0.5, "--batch-size", 7, "--local-epochs", 2),
+        *("--average-last", 2, "--evaluate-every", 2, "--model", "cnn", "--output", tmp_path),
+    )
+    settings = json.loads((tmp_path / "report.json").read_text())["settings"]
+    assert settings == {
+        "dataset": "digits",
+        "data_dir": None,
+        "model": "cnn",
+        "hidden": [8],
+        "clients": 5,
+        "clients_per_round": 2,
+        "dirichlet": None,
+        "local_epochs": 2,
+        "batch_size": 7,
+        "learning_rate": 0.1,
+        "momentum": 0.5,
+        "rounds": 3,
+        "error_feedback": False,
+        "downlink": "raw",
+        "downlink_delta": "topk(0.1) | int8",
+        "link": "nb-iot",
+        "average_last": 2,
+        "evaluate_every": 2,
+        "device": "cpu",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--codec", "nope"), "nope"),
+        (("--codec", "int8 | topk(0.1)"), "cannot stand before"),
+        (("--clients-per-round", 6), "6 clients a round"),
+        (("--average-last", 4), "last 4 rounds"),
+        (("--hidden", "8,x"), "list of widths"),
+        (("--link", "string"), "unknown link"),
+        (("--dirichlet", "often"), "not a valid float"),
+    ],
+)
+def test_simulate_refuses_bad_options(options, message, invoke, tmp_path):
+    assert message in invoke(*SIMULATE, *options, "--output", tmp_path / "new", code=2)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--dataset", "mnist", "--data-dir", "."), "mnist not found"),
+        (("--codec", "raw"), "twice"),
+        (("--dirichlet", -1), "alpha must be above zero"),
+        (("--device", "abacus"), "cannot use the device 'abacus'"),
+    ],
+)
+def test_simulate_explains_what_it_cannot_run(options, message, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = invoke(*SIMULATE, *options, code=1)
+    assert message in output
+    assert len([line for line in output.splitlines() if line.startswith("Error: ")]) == 1
+
+
+def arrays():
+    generator = np.random.default_rng(0)
+    return {
+        "layer/0.weight": generator.standard_normal((30, 40), dtype=np.float32),
+        "file": generator.standard_normal(7),
+        "half": np.float16([1.5, -2]),
+        "allow_pickle": np.array([True, False]),
+        "steps": np.array(123456789012, np.int64),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+
+
+def tensors():
+    state = {name: torch.tensor(array) for name, array in arrays().items()}
+    return state | {"narrow": torch.linspace(-1, 1, 50, dtype=torch.bfloat16).reshape(5, 10)}
+
+
+def save(path):
+    if path.suffix == ".npz":
+        cli.write_npz(arrays(), path)
+        return {name: torch.tensor(array) for name, array in arrays().items()}
+    if path.stem == "plain":
+        safetensors.numpy.save_file(arrays(), path)
+        return {name: torch.tensor(array) for name, array in arrays().items()}
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(tensors(), path)
+    else:
+        torch.save(tensors(), path)
+    return tensors()
+
+
+def load(path):
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            return {name: torch.tensor(array) for name, array in archive.items()}
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "plain.safetensors", "a.safetensors", "a.pt", "a.pth"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
+def test_files_come_back_as_they_were(name, suffix, invoke, tmp_path):
+    source, payload, target = tmp_path / name, tmp_path / "payload", tmp_path / f"new{suffix}"
+    expected = save(source)
+    invoke("compress", source, payload, "--codec", "raw")
+    if suffix == ".npz" and "narrow" in expected:
+        assert "bfloat16" in invoke("decompress", payload, target, code=1)
+        assert not target.exists()
+        return
+    invoke("decompress", payload, target)
+    restored = load(target)
+    assert set(restored) == set(expected)
+    for key, value in expected.items():
+        assert restored[key].dtype == value.dtype
+        assert restored[key].shape == value.shape
+        assert torch.equal(restored[key], value), key
+
+
+def test_compress_uses_the_codec_and_says_what_it_saved(invoke, tmp_path):
+    source, payload, target = tmp_path / "a.npz", tmp_path / "payload", tmp_path / "b.npz"
+    weight = np.random.default_rng(0).standard_normal(10_000, dtype=np.float32)
+    np.savez(source, weight=weight)
+    output = invoke("compress", source, payload, "--codec", "topk(0.01)|int8")
+    size = payload.stat().st_size
+    assert f"40,000 bytes of tensors to {size:,}: {40_000 / size:.2f}x" in output
+    invoke("decompress", payload, target)
+    restored = load(target)["weight"].numpy()
+    kept = np.flatnonzero(restored)
+    assert set(kept) == set(np.argsort(-np.abs(weight))[:100])
+    np.testing.assert_allclose(restored[kept], weight[kept], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("update", "names"),
+    [([np.ones(2, np.float32), np.zeros(1)], {"0", "1"}), (np.ones(3, np.float32), {"array"})],
+)
+def test_decompress_names_what_had_no_names(update, names, invoke, tmp_path):
+    payload, target = tmp_path / "payload", tmp_path / "new.npz"
+    payload.write_bytes(fc.parse("raw").encode(update))
+    invoke("decompress", payload, target)
+    assert set(load(target)) == names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tied_tensors_fit_into_every_format(dtype, invoke, tmp_path):
+    weight = torch.ones(3, 2, dtype=dtype)
+    torch.save({"a": weight, "b": weight}, tmp_path / "tied.pt")
+    invoke("compress", tmp_path / "tied.pt", tmp_path / "payload", "--codec", "raw")
+    suffixes = [".safetensors", ".pt"] + [".npz"] * (dtype == torch.float32)
+    for suffix in suffixes:
+        target = tmp_path / f"new{suffix}"
+        invoke("decompress", tmp_path / "payload", target)
+        assert torch.equal(load(target)["b"], weight)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_no_code_in_a_file_is_run(invoke, tmp_path):
+    torch.save({"weight": Bomb(tmp_path / "boom")}, tmp_path / "bomb.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    np.savez(tmp_path / "bomb.npz", weight=np.array([Bomb(tmp_path / "boom")], object))
+    for name in ("bomb.pt", "pickle.pt", "bomb.npz"):
+        output = invoke("compress", tmp_path / name, tmp_path / "out", "--codec", "raw", code=1)
+        assert f"{name}: " in output.replace("\n", "")
+    assert not (tmp_path / "boom").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pt"])
+def test_damaged_files_are_one_line(name, invoke, tmp_path):
+    source = tmp_path / name
+    save(source)
+    content = source.read_bytes()
+    for damaged in (b"", b"nonsense", content[: len(content) // 2]):
+        source.write_bytes(damaged)
+        output = invoke("compress", source, tmp_path / "out", "--codec", "raw", code=1)
+        assert output.startswith("Error: cannot read")
+        assert output.count("\n") == 1
+
+
+def test_only_state_dicts_are_taken_from_torch(invoke, tmp_path):
+    source = tmp_path / "a.pt"
+    for content in ([torch.ones(2)], {"weight": torch.ones(2), "epoch": 3}, {1: torch.ones(2)}):
+        torch.save(content, source)
+        output = invoke("compress", source, tmp_path / "out", "--codec", "raw", code=1)
+        assert "not a state dict" in output
+
+
+def test_values_that_are_not_numbers_are_named(invoke, tmp_path):
+    np.savez(tmp_path / "a.npz", weight=np.array([1, np.nan], np.float32))
+    output = invoke("compress", tmp_path / "a.npz", tmp_path / "out", "--codec", "int8", code=1)
+    assert "weight" in output
+
+
+def test_dtypes_that_cannot_be_sent_are_one_line(invoke, tmp_path):
+    np.savez(tmp_path / "a.npz", weight=np.array(["text"]))
+    output = invoke("compress", tmp_path / "a.npz", tmp_path / "out", "--codec", "raw", code=1)
+    assert output.startswith("Error: ")
+    assert "weight" in output
+
+
+def test_bad_arguments_are_usage_errors(invoke, tmp_path):
+    np.savez(tmp_path / "a.npz", weight=np.ones(3))
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "payload").write_bytes(fc.parse("raw").encode(np.ones(3)))
+    compress = ("compress", tmp_path / "a.npz", tmp_path / "out")
+    assert "nope" in invoke(*compress, "--codec", "nope", code=2)
+    assert "--codec" in invoke(*compress, code=2)
+    assert "does not exist" in invoke(
+        "compress", tmp_path / "b.npz", "out", "--codec", "raw", code=2
+    )
+    output = invoke("compress", tmp_path / "a.txt", tmp_path / "out", "--codec", "raw", code=2)
+    assert ".safetensors" in output
+    assert ".npz" in invoke("decompress", tmp_path / "payload", tmp_path / "out", code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_payloads_leave_the_target_as_it_was(invoke, tmp_path):
+    target = tmp_path / "new.npz"
+    target.write_text("earlier")
+    payload = bytearray(fc.parse("raw").encode({"weight": np.ones(100, np.float32)}))
+    payload[-20] ^= 1
+    (tmp_path / "payload").write_bytes(payload)
+    assert invoke("decompress", tmp_path / "payload", target, code=1).startswith("Error: ")
+    assert target.read_text() == "earlier"
+
+
+def test_decompress_refuses_more_than_it_may_allocate(invoke, tmp_path):
+    (tmp_path / "payload").write_bytes(fc.parse("topk(0.01)").encode(np.ones(1000, np.float32)))
+    decompress = ("decompress", tmp_path / "payload", tmp_path / "new.npz", "--max-bytes")
+    assert "Error: " in invoke(*decompress, 3999, code=1)
+    invoke(*decompress, 4000)
+
+
+def test_decompress_says_that_names_are_elsewhere(invoke, tmp_path):
+    payload = fc.parse("raw").encode(np.ones(3, np.float32), framing="reference")
+    (tmp_path / "payload").write_bytes(payload)
+    output = invoke("decompress", tmp_path / "payload", tmp_path / "new.npz", code=1)
+    assert "by reference" in output
+
+
+def test_a_failed_write_leaves_the_target_and_no_rubbish(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("earlier")
+
+    def write():
+        with cli.replacing(target) as unfinished:
+            unfinished.write_text("half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write()
+    assert target.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_inspect_tells_everything_in_the_header(invoke, tmp_path):
+    weight = np.arange(1000, dtype=np.float32).reshape(10, 100)
+    update = {"weight": weight, "tied": weight, "steps": np.array(3)}
+    payload = (fc.TopK(0.1) | fc.Int8()).encode(update, base=b"01234567")
+    (tmp_path / "payload").write_bytes(payload)
+    info = fc.inspect(payload)
+    output = invoke("inspect", tmp_path / "payload")
+    for text in (
+        f"format version  {info.version}\n",
+        "inline",
+        info.spec_digest.hex(),
+        b"01234567".hex(),
+        info.codec,
+        f"{len(payload):,} bytes",
+        "4,008 bytes",
+        f"{4008 / len(payload):.2f}x",
+        "dict of 3 tensors",
+        "weight  float32 (10, 100)\n",
+        "tied  float32 (10, 100), the memory of weight\n",
+        "steps  int64 ()\n",
+    ):
+        assert text in output, text
+
+
+def test_inspect_reads_payloads_by_reference_and_refuses_others(invoke, tmp_path):
+    path = tmp_path / "payload"
+    path.write_bytes(fc.parse("sign").encode(np.ones(3, np.float32), framing="reference"))
+    output = invoke("inspect", path)
+    assert "reference" in output
+    assert "uncompressed" not in output
+    path.write_bytes(b"something else entirely")
+    assert invoke("inspect", path, code=1).startswith("Error: ")
+
+
+def test_info_names_versions_and_backends(invoke):
+    output = invoke("info")
+    for text in (np.__version__, fc.info()["active"], fc.info()["cuda"]):
+        assert text in output
+
+
+def test_version(invoke):
+    assert fc.__version__ in invoke("--version")
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_loads_no_torch_by_itself():
+    code = (
+        "import sys; import fedcodec.cli; print({'torch', 'matplotlib', 'rich'} & {*sys.modules})"
+    )
+    assert run_python(code).stdout == "set()\n"
+
+
+def test_missing_packages_are_named():
+    result = run_python("import sys; sys.modules['click'] = None; import fedcodec.cli")
+    assert result.returncode == 1
+    assert result.stderr == "the fedcodec command needs click: pip install 'fedcodec[cli]'\n"
+    result = run_python(
+        "import sys; sys.modules['torch'] = None; sys.argv[1:] = ['simulate'];"
+        "from fedcodec.cli import main; main()"
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: this needs torch")
+
+
+def test_help_shows_the_example_line_by_line(invoke):
+    assert "\n    --batch-size 32 --rounds 300 --seeds 5\n" in invoke("simulate", "--help")
