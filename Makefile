@@ -8,7 +8,7 @@ BIN := .venv/bin
 CONSTRAIN := -c .venv/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-build-isolation
-PYTEST := $(BIN)/python -m pytest -q tests $(PYTEST_ARGS)
+PYTEST := $(BIN)/python -m pytest -q -n auto tests $(PYTEST_ARGS)
 WORKFLOW := $(BIN)/cmake --workflow --preset
 CXX_SOURCES := $(shell find csrc tests/native -name '*.cc' -o -name '*.h')
 
@@ -44,7 +44,7 @@ test-asan: build
 	  --no-build-isolation --no-deps -C cmake.build-type=RelWithDebInfo .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  build/asan/bin/python -m pytest -q tests --capture=sys -m 'native and not slow' $(PYTEST_ARGS)
+	  build/asan/bin/python -m pytest -q -n auto tests --capture=sys -m 'native and not slow' $(PYTEST_ARGS)
 
 test-slow: build
 	$(PYTEST) -m slow

@@ -27,6 +27,8 @@ from hypothesis import strategies as st
 
 import fedcodec as fc
 
+pytestmark = pytest.mark.native
+
 LIMIT32 = float(np.finfo(np.float32).max)
 LIMIT64 = float(np.finfo(np.float64).max)
 

@@ -15,6 +15,7 @@ from fedcodec import body, dtypes
 from fedcodec.errors import DecodeError
 from fedcodec.ops import reference
 
+pytestmark = pytest.mark.native
 native = pytest.importorskip("fedcodec._native")
 
 USABLE = [name for name, usable in native.isas() if usable]
@@ -92,8 +93,14 @@ def quantizers(draw: st.DrawFn, selected: bool) -> tuple[Any, ...] | None:
         return ("sign",)
     if kind == "cast":
         return ("cast", draw(st.sampled_from([2, 3])))
-    granularity = draw(st.sampled_from(["block", "group"] if selected else ["block", "group", "channel"]))
-    size = draw(st.sampled_from([1, 3, 8, 64, 1000, 1 << 40])) if granularity == "block" else draw(st.integers(0, 3))
+    granularity = draw(
+        st.sampled_from(["block", "group"] if selected else ["block", "group", "channel"])
+    )
+    size = (
+        draw(st.sampled_from([1, 3, 8, 64, 1000, 1 << 40]))
+        if granularity == "block"
+        else draw(st.integers(0, 3))
+    )
     stochastic = draw(st.booleans())
     return ("integer", draw(st.integers(2, 8)), granularity, size, stochastic, draw(U64), draw(U64))
 
@@ -110,7 +117,11 @@ def coders(draw: st.DrawFn, sizes: list[int], depth: int = 0) -> tuple[Any, ...]
     if kind in ("topk", "random"):
         density = draw(st.sampled_from([0.0, 0.001, 0.1, 0.5, 0.9, 1.0]))
         counts = [round(density * n) for n in groups]
-        select = (kind, scope, counts, [draw(U64) for _ in groups]) if kind == "random" else (kind, scope, counts)
+        select = (
+            (kind, scope, counts, [draw(U64) for _ in groups])
+            if kind == "random"
+            else (kind, scope, counts)
+        )
     elif kind == "threshold":
         select = (kind, scope, draw(st.sampled_from([0.0, 1e-300, 0.1, 1.0, 1e30])))
     elif kind == "percentile":
@@ -118,7 +129,9 @@ def coders(draw: st.DrawFn, sizes: list[int], depth: int = 0) -> tuple[Any, ...]
         select = (kind, scope, draw(st.floats(0, 100)), interpolation)
     elif kind == "mask":
         n = sum(sizes)
-        mask = np.random.default_rng(draw(st.integers(0, 99))).random(n) < draw(st.sampled_from([0.0, 0.02, 0.7, 1.0]))
+        mask = np.random.default_rng(draw(st.integers(0, 99))).random(n) < draw(
+            st.sampled_from([0.0, 0.02, 0.7, 1.0])
+        )
         select = (kind, reference.pack_mask(mask).tobytes(), n)
     return ("coder", select, draw(quantizers(select is not None)))
 
@@ -167,7 +180,11 @@ def storage(tensors: list[body.Tensor]) -> list[body.Tensor]:
 
 def accumulators(tensors: list[body.Tensor], wide: bool) -> list[np.ndarray]:
     return [
-        np.full(math.prod(shape), 0.5, np.float64 if wide or dtype == 4 or dtype not in FLOATS else np.float32)
+        np.full(
+            math.prod(shape),
+            0.5,
+            np.float64 if wide or dtype == 4 or dtype not in FLOATS else np.float32,
+        )
         for _, dtype, shape in tensors
     ]
 
@@ -176,7 +193,9 @@ def raw(arrays: list[np.ndarray]) -> list[bytes]:
     return [array.tobytes() for array in arrays]
 
 
-def compare_decoding(payload: bytes, start: int, tensors: list[body.Tensor], segments: list[body.Segment]) -> str:
+def compare_decoding(
+    payload: bytes, start: int, tensors: list[body.Tensor], segments: list[body.Segment]
+) -> str:
     """Decode, check and add natively and by the twin; return the outcome."""
     where = (payload, start, len(payload))
     shapes = [(None, dtype, shape) for _, dtype, shape in tensors]
@@ -201,7 +220,9 @@ def compare_decoding(payload: bytes, start: int, tensors: list[body.Tensor], seg
         if added == "malformed":
             assert raw(mine) == before
         else:
-            expected, _ = result(body.accumulate, *where, shapes, segments, theirs, -1.7, 0.5, ops=reference)
+            expected, _ = result(
+                body.accumulate, *where, shapes, segments, theirs, -1.7, 0.5, ops=reference
+            )
             assert expected == "done"
             assert raw(mine) == raw(theirs)
         # The native bound is of what the scales allow, the twin's of what the codes use.
@@ -209,7 +230,9 @@ def compare_decoding(payload: bytes, start: int, tensors: list[body.Tensor], seg
     return outcome
 
 
-def compare(tensors: list[body.Tensor], segments: list[body.Segment], first: int = 0) -> bytes | None:
+def compare(
+    tensors: list[body.Tensor], segments: list[body.Segment], first: int = 0
+) -> bytes | None:
     """Encode natively and by the twin, then compare what comes back; return the body."""
     ours = result(native.encode, b"head", tensors, segments, True, first)
     assert ours == result(body.encode, b"head", tensors, segments, True, first, ops=reference)
@@ -247,24 +270,42 @@ QUANTIZERS = [
 @pytest.mark.parametrize("scope", [0, 1])
 @pytest.mark.parametrize("density", [0.0001, 0.01, 0.4, 0.97])
 def test_large_sparse_tensors(quantize: Any, scope: int, density: float) -> None:
-    tensors = [_tensor(1, (n,), "heavy", False, n) for n in LARGE] + [_tensor(4, (70_000,), "ties", False, 5)]
+    tensors = [_tensor(1, (n,), "heavy", False, n) for n in LARGE] + [
+        _tensor(4, (70_000,), "ties", False, 5)
+    ]
     sizes = [math.prod(shape) for _, _, shape in tensors]
     groups = [sum(sizes)] if scope == 0 else sizes
     counts = [max(1, round(density * n)) for n in groups]
     compare(tensors, [(range(4), ("coder", ("topk", scope, counts), quantize))])
-    compare(tensors[:3], [(range(3), ("coder", ("random", scope, counts if scope else [100], [9, 8, 7, 6]), quantize))])
+    compare(
+        tensors[:3],
+        [
+            (
+                range(3),
+                ("coder", ("random", scope, counts if scope else [100], [9, 8, 7, 6]), quantize),
+            )
+        ],
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("quantize", [*QUANTIZERS, *(("integer", b, "channel", a, s, 1, 1) for b, a, s in [
     (8, 0, False), (8, 1, True), (4, 1, False), (6, 2, False), (8, 9, False)])], ids=str)  # fmt: skip
 def test_large_dense_tensors(dtype: int, quantize: Any) -> None:
-    tensors = [_tensor(dtype, shape, "normal", False, 1) for shape in [(70_001,), (33, 70, 30), (3,)]]
-    compare(tensors, [([0, 2], ("coder", None, quantize)), ([1], ("coder", None, quantize))], first=6)
+    tensors = [
+        _tensor(dtype, shape, "normal", False, 1) for shape in [(70_001,), (33, 70, 30), (3,)]
+    ]
+    compare(
+        tensors, [([0, 2], ("coder", None, quantize)), ([1], ("coder", None, quantize))], first=6
+    )
 
 
 def test_residuals_nest() -> None:
-    inner = ("residual", ("coder", None, ("integer", 3, "block", 64, True, 1, 2)), ("coder", None, ("sign",)))
+    inner = (
+        "residual",
+        ("coder", None, ("integer", 3, "block", 64, True, 1, 2)),
+        ("coder", None, ("sign",)),
+    )
     coder = ("residual", ("coder", ("topk", 0, [5000]), None), inner)
     tensors = [_tensor(dtype, (40_000,), "heavy", False, dtype) for dtype in (1, 2, 3, 4)]
     compare(tensors, [(range(4), coder)])
@@ -276,7 +317,9 @@ def test_residuals_nest() -> None:
     [None, ("topk", 0, [1]), ("topk", 0, [0]), ("threshold", 0, 2.0), ("percentile", 0, 50.0, "linear"),
      ("random", 0, [1], [0]), ("mask", b"\1\0\0", 24)],
 )  # fmt: skip
-@pytest.mark.parametrize("quantize", [None, QUANTIZERS[1], QUANTIZERS[4], ("sign",), ("cast", 2)], ids=str)
+@pytest.mark.parametrize(
+    "quantize", [None, QUANTIZERS[1], QUANTIZERS[4], ("sign",), ("cast", 2)], ids=str
+)
 def test_non_finite_values_are_refused(bad: float, select: Any, quantize: Any) -> None:
     array = np.ones(24, np.float32)
     array[[17, 20]] = bad
@@ -294,14 +337,22 @@ def test_overflow_in_a_narrower_dtype_is_refused() -> None:
             native.encode(b"", [(large, dtype, (3,))], [([0], ("coder", None, coder))], True)
         assert error.value.args == (0, 1, 7e4, 2)
     # A scale shared with a float32 tensor takes a float16 one beyond its range.
-    tensors = [(np.array([2e7], np.float32), 1, (1,)), (reference.narrow(np.float32([6e4] * 20), "float16"), 2, (20,))]
-    compare(tensors, [([0, 1], ("coder", ("topk", 0, [21]), ("integer", 2, "group", 0, False, 0, 0)))])
+    tensors = [
+        (np.array([2e7], np.float32), 1, (1,)),
+        (reference.narrow(np.float32([6e4] * 20), "float16"), 2, (20,)),
+    ]
+    compare(
+        tensors, [([0, 1], ("coder", ("topk", 0, [21]), ("integer", 2, "group", 0, False, 0, 0)))]
+    )
     compare(tensors, [([0, 1], ("coder", ("topk", 0, [21]), ("sign",)))])
 
 
 def hostile(valid: bytes, rng: np.random.Generator) -> Iterator[bytes]:
     """Everything that is nearly, or not at all, a valid body."""
-    yield from (valid[:stop] for stop in {*range(min(len(valid), 40)), *rng.integers(0, len(valid) + 1, 20).tolist()})
+    yield from (
+        valid[:stop]
+        for stop in {*range(min(len(valid), 40)), *rng.integers(0, len(valid) + 1, 20).tolist()}
+    )
     yield valid + b"\0"
     for place in {*range(min(len(valid), 30)), *rng.integers(0, max(1, len(valid)), 60).tolist()}:
         if place < len(valid):
@@ -357,7 +408,9 @@ def tile(rng: np.random.Generator, positions: np.ndarray, length: int) -> tuple[
     unary = int(len(positions) + (gaps >> r).sum())
     ones = np.zeros(unary, bool)
     ones[np.cumsum((gaps >> r) + 1) - 1] = True
-    header = bytes([2 | flag | r << 3]) + body.varint(count) + (body.varint(unary) if count else b"")
+    header = (
+        bytes([2 | flag | r << 3]) + body.varint(count) + (body.varint(unary) if count else b"")
+    )
     return header, reference._pack_fields(gaps, r).tobytes() + reference.pack_mask(ones).tobytes()
 
 
@@ -377,7 +430,9 @@ def assert_unpacks_alike(packed: bytes, n: int) -> None:
 def test_index_sets(n: int, kept: float, clustered: bool) -> None:
     rng = np.random.default_rng(n)
     count = min(n, kept) if isinstance(kept, int) else round(kept * n)
-    positions = np.arange(n - count, n) if clustered else np.sort(rng.choice(n, count, replace=False))
+    positions = (
+        np.arange(n - count, n) if clustered else np.sort(rng.choice(n, count, replace=False))
+    )
     positions = positions.astype(np.int64)
     packed = native.pack_sparse(positions, n)
     assert packed == reference.pack_sparse(positions, n)

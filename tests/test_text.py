@@ -56,8 +56,12 @@ def test_repr_is_python(text):
 
 def test_texts_name_every_stage():
     used = "".join(TEXTS)
-    missing = [name for name in registry.stage_names() if name not in used and "register" not in name]
-    ours = [name for name in missing if registry.stage_class(name).__module__.startswith("fedcodec.")]
+    missing = [
+        name for name in registry.stage_names() if name not in used and "register" not in name
+    ]
+    ours = [
+        name for name in missing if registry.stage_class(name).__module__.startswith("fedcodec.")
+    ]
     assert ours == []
 
 
@@ -68,7 +72,7 @@ def test_texts_name_every_stage():
         ("int8(1024, None, False, 0)", "int8"),
         ("int8(None)", "int8(block_size=None)"),
         ("topk(density=.5)", "topk(0.5)"),
-        ("topk(5e-1, \"tensor\")", 'topk(0.5, scope="tensor")'),
+        ('topk(5e-1, "tensor")', 'topk(0.5, scope="tensor")'),
         ("residual(sign, raw)", "residual(sign; raw)"),
         ("threshold(+.5)", "threshold(value=0.5)"),
         ("topk(1)\n|\tternary", "topk(1) | ternary"),
@@ -97,7 +101,11 @@ def test_other_spellings(text, meant):
         ("topk(1__0)", "character 6 (__0))", "expected ','"),
         ("topk(007)", "character 5 (007))", "expected a number or a string"),
         ("topk(0.1) | int9", "character 12 (int9)", "unknown stage 'int9'; there are "),
-        ("raw | topk(2)", "character 6 (topk(2))", "density is 2, it must be above 0 and at most 1"),
+        (
+            "raw | topk(2)",
+            "character 6 (topk(2))",
+            "density is 2, it must be above 0 and at most 1",
+        ),
         ("topk", "character 0 (topk)", "missing 1 required positional argument: 'density'"),
         ("int8(axes=1)", "character 0 (int8(axes=1))", "unexpected keyword argument 'axes'"),
         ("int8(axis=1, axis=2)", "character 13 (axis=2))", "axis is given twice"),
@@ -198,8 +206,10 @@ def test_bad_configs(config, error):
         (lambda: fc.TopK(np.float64(0.01)), lambda: fc.TopK(0.01)),
         (lambda: fc.TopK(np.float32(0.5)), lambda: fc.TopK(0.5)),
         (lambda: fc.TopK(np.float32(0.01)), lambda: fc.TopK(float(np.float32(0.01)))),
-        (lambda: fc.Int8(np.int16(77), stochastic=np.bool_(True), seed=np.uint64(2**63)),
-         lambda: fc.Int8(77, stochastic=True, seed=2**63)),
+        (
+            lambda: fc.Int8(np.int16(77), stochastic=np.bool_(True), seed=np.uint64(2**63)),
+            lambda: fc.Int8(77, stochastic=True, seed=2**63),
+        ),
         (lambda: fc.RandomK(np.float32(0.25), seed=np.int8(3)), lambda: fc.RandomK(0.25, seed=3)),
         (lambda: fc.Threshold(np.float16(0.1)), lambda: fc.Threshold(float(np.float16(0.1)))),
         (lambda: fc.KBit(np.int64(4)), lambda: fc.KBit(4)),
@@ -267,8 +277,35 @@ def test_rules_match_in_order_and_case_matters():
 
 
 TOKENS = st.sampled_from(
-    ["topk", "int8", "raw", "rules", "residual", "zstd", "ternary", "(", ")", "|", ";", ",", "=", " ",
-     "0.5", "1e400", "-1", '"*"', '"', "axis", "True", "None", "\\", "\n", "\x00", "\u00e9", "9" * 30]
+    [
+        "topk",
+        "int8",
+        "raw",
+        "rules",
+        "residual",
+        "zstd",
+        "ternary",
+        "(",
+        ")",
+        "|",
+        ";",
+        ",",
+        "=",
+        " ",
+        "0.5",
+        "1e400",
+        "-1",
+        '"*"',
+        '"',
+        "axis",
+        "True",
+        "None",
+        "\\",
+        "\n",
+        "\x00",
+        "\u00e9",
+        "9" * 30,
+    ]
 )
 
 

@@ -1239,7 +1239,13 @@ def accumulate_codes(
     _sized("codes", flat, target.size)
     inner, channels = _grid(inner, channels, flat.size)
     backend().accumulate_codes(
-        target, flat, _scales(scales, bits, channels), bits, inner, channels, _weight(weight, target)
+        target,
+        flat,
+        _scales(scales, bits, channels),
+        bits,
+        inner,
+        channels,
+        _weight(weight, target),
     )
 
 

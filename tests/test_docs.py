@@ -1,0 +1,95 @@
+"""Every example in the documentation runs."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedcodec as fc
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = REPOSITORY / "README.md"
+NAMES = [
+    module.name
+    for module in pkgutil.walk_packages(fc.__path__, "fedcodec.")
+    if not module.name.endswith("_native")
+]
+OPTIONAL = {"torch", "click", "rich", "safetensors", "matplotlib", "sklearn", "scipy", "ml_dtypes"}
+ERRORS = {"BackendError", "DecodeError", "FedcodecError", "NonFiniteError", "SpecMismatch"}
+# Plain records and bases: what they are used for has the example.
+WITHOUT_EXAMPLE = {
+    *ERRORS,
+    "Codec",
+    "Lossless",
+    "Quantizer",
+    "Limits",
+    "MaskBits",
+    "PayloadInfo",
+    "TensorSpec",
+    "ops",
+}
+
+
+def load(name):
+    try:
+        return importlib.import_module(name)
+    except (ImportError, SystemExit) as error:  # the command line ends where click is missing
+        missing = getattr(error, "name", None) or "click"
+        if missing == "fedcodec._native":
+            pytest.skip(f"{name}: nothing is compiled here")
+        if missing.partition(".")[0] not in OPTIONAL:
+            raise
+        pytest.skip(f"{name} needs {missing}")
+
+
+@pytest.mark.parametrize("name", ["fedcodec", *NAMES])
+def test_examples_in_docstrings(name):
+    module = load(name)
+    if name.startswith("fedcodec.sim."):
+        pytest.importorskip("sklearn", reason=f"the examples of {name} need scikit-learn")
+    given = {"np": np, "fc": fc, "ops": fc.ops}
+    result = doctest.testmod(module, extraglobs=given, optionflags=doctest.FAIL_FAST)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in fc.__all__ if name not in WITHOUT_EXAMPLE])
+def test_everything_public_has_an_example(name):
+    assert ">>>" in inspect.getdoc(getattr(fc, name)), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", fc.ops.__all__)
+def test_every_kernel_has_an_example(name):
+    assert ">>>" in inspect.getdoc(getattr(fc.ops, name)), f"{name} has no example"
+
+
+def test_all_is_all():
+    assert fc.__all__ == sorted(fc.__all__)
+    for name in fc.__all__:
+        assert inspect.getdoc(getattr(fc, name))
+    public = {
+        name for name, value in vars(fc).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }  # fmt: skip
+    assert public <= set(fc.__all__)
+
+
+def test_the_readme(tmp_path, monkeypatch):
+    if not README.exists():
+        pytest.skip("an installed package has no README")
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    namespace = {"__name__": "readme"}
+    for block in blocks:
+        if ">>>" in block:
+            test = doctest.DocTestParser().get_doctest(block, namespace, "README", str(README), 0)
+            assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
+        else:
+            exec(compile(block, str(README), "exec"), namespace)
+    if not blocks:
+        pytest.skip("README.md has no Python yet")
