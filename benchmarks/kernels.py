@@ -1,6 +1,6 @@
 """Each kernel beside what a NumPy user would write by hand, in one run on the same buffers.
 
-Where both give the same thing that is checked; then both are timed in turn: `python benchmarks/kernels.py --out FILE.json`.
+Where both give the same thing that is checked; then both are timed in turn. `--out FILE.json` keeps the figures.
 """
 
 from __future__ import annotations
