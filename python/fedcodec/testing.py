@@ -666,7 +666,8 @@ def _check_error(
             decoded.append(new.astype(np.float64))
             described.append(tensor)
     if bound is None:
-        limits: Sequence[Any] = _bounds(codec, described, values, seed)
+        with np.errstate(over="ignore"):  # an infinite bound allows everything
+            limits: Sequence[Any] = _bounds(codec, described, values, seed)
     else:
         limits = bound(values)
     for tensor, old, new, limit in zip(described, values, decoded, limits, strict=True):
@@ -846,7 +847,8 @@ def _pipeline_bounds(one: Pipeline, parts: _Parts, draws: Draws) -> list[Array]:
             error = errors[start : start + value.size].reshape(value.shape)
             start += value.size
             if not (quantize is None or isinstance(quantize, Raw)):
-                error = error + _rounded(np.abs(value) + error, tensor.dtype)
+                rounding = _rounded(value, tensor.dtype) + _rounded(error, tensor.dtype)
+                error = error + rounding
             limits.append(error)
     return limits
 
