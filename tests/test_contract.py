@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fedcodec as fc
@@ -191,7 +191,9 @@ def test_a_residual_is_the_sum_of_its_codings(first, second, update):
     coded = fc.decode(one.encode(untied, seed=3))
     missed = [x - y for x, y in zip(untied, coded, strict=True)]
     rest = fc.decode(two.encode(missed, seed=3))
-    together = fc.decode(fc.Residual(one, two).encode(untied, seed=3))
+    payload = fc.Residual(one, two).encode(untied, seed=3)
+    assume(fc.inspect(payload).codec != "raw")  # two codings can be larger than the update
+    together = fc.decode(payload)
     assert same(together, [x + y for x, y in zip(coded, rest, strict=True)])
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from . import arrays, body, dtypes, frame, ops
 from .arrays import Storage
 from .codec import Codec, Draws, Framing, Lossless, Pipeline, Quantize, RuleTable, Select
+from .codecs.raw import Raw
 from .codecs.residual import Residual
 from .digests import DIGEST_BYTES
 from .errors import BackendError, DecodeError, NonFiniteError
@@ -37,7 +38,10 @@ def encode(
     base: bytes | None,
     seed: int | None,
 ) -> bytes:
-    """Encode storage arrays; floats may also be given as float32 (float64) work values of a narrower dtype."""
+    """Encode storage arrays; floats may also be given as float32 (float64) work values of a narrower dtype.
+
+    Where the codec would make a payload larger than the update, the values travel as they are.
+    """
     if framing not in ("inline", "reference"):
         raise ValueError(f"framing is {framing!r}, it must be 'inline' or 'reference'")
     if base is not None and not _is_digest(base):
@@ -56,7 +60,9 @@ def encode(
     try:
         if not any(lossless) and len(segments) == 1:
             whole: bytes = _run("encode", segments, head, tensors, segments, True, 0)
-            return whole
+            if len(whole) - len(head) <= _largest_body(spec):
+                return whole
+            return encode(Raw(), spec, storage, framing=framing, base=base, seed=seed)
         parts = [
             _run("encode", [segment], b"", tensors, [segment], False, number * _DRAWS_PER_SEGMENT)
             for number, segment in enumerate(segments)
@@ -65,8 +71,15 @@ def encode(
         raise _non_finite(error, spec) from None
     if any(lossless):
         parts = [_packed(part, stage) for part, stage in zip(parts, lossless, strict=True)]
+    if sum(map(len, parts)) > _largest_body(spec):
+        return encode(Raw(), spec, storage, framing=framing, base=base, seed=seed)
     payload = b"".join([head, *parts])
     return payload + ops.crc32(payload).to_bytes(frame.CHECKSUM_BYTES, "little")
+
+
+def _largest_body(spec: Spec) -> int:
+    # The header by reference has the other half of the 64 bytes that a payload may have over its update.
+    return spec.nbytes + spec.nbytes // 1000 + 32
 
 
 class Decoded(NamedTuple):
