@@ -149,7 +149,7 @@ struct KernelChoice {
   const Kernels* table;
   bool usable;
 };
-size_t kernel_choices(const KernelChoice** choices);
+size_t kernel_choices(const KernelChoice** all);
 // The table in use: FEDCODEC_ISA's if set, else the best usable. Null if FEDCODEC_ISA names none
 // that is usable.
 const Kernels* active_kernels();
