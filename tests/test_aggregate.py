@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
 import tracemalloc
 import zlib
 
@@ -853,3 +854,26 @@ def test_a_sparse_payload_costs_no_dense_memory():
     finally:
         tracemalloc.stop()
     assert peak < n / 2  # the dense update takes 4 n bytes, a dense mask n
+
+
+def test_threads_lose_nothing():
+    ones = np.ones(300_000, np.float32)
+    payload = fc.Raw().encode(ones)
+    for server in (fc.Aggregator(), fc.Aggregator(like=ones)):
+        threads = [
+            threading.Thread(target=lambda s=server: [s.add(payload) for _ in range(20)])
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.count == 120
+        assert assert_same(server.mean(), ones) is None
+
+
+def test_sums_without_like_stay_within_the_limits():
+    payload = fc.parse("raw | zstd").encode(np.zeros(1 << 20, np.bool_))
+    with pytest.raises(fc.DecodeError, match="the sums take 8388608 bytes"):
+        fc.Aggregator(limits=fc.Limits(max_bytes=1 << 20)).add(payload)
+    fc.Aggregator(limits=fc.Limits(max_bytes=1 << 23)).add(payload)

@@ -335,9 +335,9 @@ def test_inspect_tells_everything_in_the_header(invoke, tmp_path):
         "4,008 bytes",
         f"{4008 / len(payload):.2f}x",
         "dict of 3 tensors",
-        "weight  float32 (10, 100)\n",
-        "tied  float32 (10, 100), the memory of weight\n",
-        "steps  int64 ()\n",
+        "'weight'  float32 (10, 100)\n",
+        "'tied'  float32 (10, 100), the memory of 'weight'\n",
+        "'steps'  int64 ()\n",
     ):
         assert text in output, text
 
@@ -387,3 +387,12 @@ def test_missing_packages_are_named():
 
 def test_help_shows_the_example_line_by_line(invoke):
     assert "\n    --batch-size 32 --rounds 300 --seeds 5\n" in invoke("simulate", "--help")
+
+
+def test_input_and_output_must_differ(invoke, tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, w=np.ones(10, np.float32))
+    before = path.read_bytes()
+    for command in (("compress", path, path, "--codec", "topk(0.1)"), ("decompress", path, path)):
+        assert "is the input too" in invoke(*command, code=2)
+    assert path.read_bytes() == before

@@ -56,13 +56,15 @@ def test_repr_is_python(text):
 
 def test_texts_name_every_stage():
     used = "".join(TEXTS)
-    missing = [
-        name for name in registry.stage_names() if name not in used and "register" not in name
-    ]
+    # Other tests and the docstrings register stages of their own in this process.
     ours = [
-        name for name in missing if registry.stage_class(name).__module__.startswith("fedcodec.")
+        name
+        for name in registry.stage_names()
+        if registry.stage_class(name).__module__.startswith("fedcodec.codecs")
     ]
-    assert ours == []
+    missing = [name for name in ours if name not in used]
+    assert ours
+    assert missing == []
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
-from typing import Any, Literal
+import threading
+from collections.abc import Callable
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -27,11 +30,28 @@ _MAX = {
 _ROUNDINGS = 1 + 2.0**-22
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _locked(
+    method: Callable[Concatenate[Aggregator, _P], _R],
+) -> Callable[Concatenate[Aggregator, _P], _R]:
+    # The GIL is released while sums are written.
+    @functools.wraps(method)
+    def locked(self: Aggregator, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class Aggregator:
     """A streaming weighted mean of payloads of one spec, whatever their codecs and framings.
 
     Payloads are added as they arrive and never expanded beside the sum; one with 1 % of the values costs 1 % of the
-    work. Zeros of sparse payloads count as zeros. The sum is the same, to the bit, for the same order of adds.
+    work. Zeros of sparse payloads count as zeros. Threads may add at once; they take turns. The sum is the same, to the
+    bit, for the same order of adds.
 
     Parameters
     ----------
@@ -69,6 +89,7 @@ class Aggregator:
         if device not in (None, "cpu"):
             raise BackendError(f"device {device!r}: the CUDA module is not built")
         self.dtype = dtype
+        self._lock = threading.RLock()
         self._shared = shared
         self._limits = limits
         self._framework = "numpy"
@@ -92,6 +113,7 @@ class Aggregator:
         """The spec of all payloads; None before the first where `like` was not given."""
         return self._spec
 
+    @_locked
     def add(self, payload: Any, weight: float = 1.0) -> None:
         """Add one payload, times its weight.
 
@@ -118,7 +140,7 @@ class Aggregator:
             raise SpecMismatch(
                 f"the payload's base is {_hex(decoded.base)}, not {_hex(self._base)}"
             )
-        sums = self._sums if self._spec is not None else self._zeros(decoded.spec)
+        sums = self._sums if self._spec is not None else self._first_sums(decoded)
         # The coder by itself looks after float32 sums, and one job at a time.
         wide = any(tensor.dtype == "float64" for tensor in decoded.spec.untied)
         several = len(decoded.jobs) > 1
@@ -132,6 +154,7 @@ class Aggregator:
         self._spec, self._sums, self._base = decoded.spec, sums, decoded.base
         self._count(1, weight, added, wide_added)
 
+    @_locked
     def merge(self, other: Aggregator) -> None:
         """Add the sum of another aggregator, which stays as it is.
 
@@ -165,6 +188,7 @@ class Aggregator:
             ops.backend().accumulate(ours, theirs, 1.0)
         self._count(other.count, other.weight, other._bound, other._wide_bound)
 
+    @_locked
     def mean(self, framework: str | None = None) -> Any:
         """Return the weighted mean in the spec's structure, shapes and dtypes; the sum stays as it is.
 
@@ -194,6 +218,7 @@ class Aggregator:
             means.append(_rounded(mean, tensor))
         return arrays.build(self._spec, means, framework or self._framework)
 
+    @_locked
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state but `shared` and `limits`: numbers, strings, bytes and copies of the sums."""
         return {
@@ -209,6 +234,7 @@ class Aggregator:
             "base": self._base,
         }
 
+    @_locked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`.
 
@@ -234,6 +260,22 @@ class Aggregator:
         self._spec, self._sums, self._base = spec, sums, state["base"]
         self._framework = state["framework"]
         self.count, self.weight, self._bound, self._wide_bound = count, weight, bound, wide_bound
+
+    def _first_sums(self, decoded: pipeline.Decoded) -> list[Storage]:
+        # Nothing else vouches for the size: the payload must be whole, and the limits hold for the sums too.
+        most = (self._limits or Limits()).max_bytes
+        tensors = decoded.spec.untied
+        wanted = sum(t.size * np.dtype(self._sum_dtype(t)).itemsize for t in tensors)
+        if wanted > most:
+            raise DecodeError(f"the sums take {wanted} bytes, the limit is {most}: pass like=")
+        pipeline.check(decoded)
+        return self._zeros(decoded.spec)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def _zeros(self, spec: Spec) -> list[Storage]:
         return [np.zeros(tensor.size, self._sum_dtype(tensor)) for tensor in spec.untied]

@@ -211,6 +211,7 @@ def simulate(
 @click.option("--codec", required=True, callback=parse_codec, help='Such as "topk(0.01) | int8".')
 def compress(source: Path, target: Path, codec: str) -> None:
     """Compress the tensors of IN (.safetensors, .npz, .pt or .pth) into the payload OUT."""
+    check_different(source, target)
     update = read_update(source)
     try:
         payload = fc.parse(codec).encode(update)
@@ -233,6 +234,7 @@ def compress(source: Path, target: Path, codec: str) -> None:
 )
 def decompress(source: Path, target: Path, max_bytes: int) -> None:
     """Restore the tensors of the payload IN into OUT (.safetensors, .npz, .pt or .pth)."""
+    check_different(source, target)
     write = writer(target)
     payload = source.read_bytes()
     spec = fc.inspect(payload).spec
@@ -277,8 +279,8 @@ def inspect(file: Path) -> None:
         click.echo(f"{heading:15} {text}")
     tensors = info.spec.tensors if info.spec else ()
     for tensor in tensors:
-        tied = "" if tensor.tied_to is None else f", the memory of {tensors[tensor.tied_to].name}"
-        click.echo(f"  {tensor.name}  {tensor.dtype} {tensor.shape}{tied}")
+        tied = "" if tensor.tied_to is None else f", the memory of {tensors[tensor.tied_to].name!r}"
+        click.echo(f"  {tensor.name!r}  {tensor.dtype} {tensor.shape}{tied}")
 
 
 @commands.command()
@@ -376,6 +378,14 @@ def check_suffix(path: Path) -> None:
     """Refuse a path whose extension names no format."""
     if path.suffix not in SUFFIXES:
         raise click.UsageError(f"{path}: the extension must be one of {', '.join(SUFFIXES)}")
+
+
+def check_different(source: Path, target: Path) -> None:
+    """Refuse to replace the input, which a lossy codec would destroy, and what is no regular file."""
+    if target.exists() and target.samefile(source):
+        raise click.UsageError(f"{target} is the input too")
+    if target.exists() and not target.is_file():
+        raise click.UsageError(f"{target} is not a regular file")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from .errors import BackendError, DecodeError, NonFiniteError
 from .limits import Limits
 from .reader import Reader, varint
 from .shared import Shared
-from .spec import Spec
+from .spec import Spec, TensorSpec
 
 Tensor = tuple[Storage | None, int, tuple[int, ...]]
 Segment = tuple[list[int], tuple[Any, ...]]
@@ -63,12 +63,19 @@ def encode(
             if len(whole) - len(head) <= _largest_body(spec):
                 return whole
             return encode(Raw(), spec, storage, framing=framing, base=base, seed=seed)
-        parts = [
-            _run("encode", [segment], b"", tensors, [segment], False, number * _DRAWS_PER_SEGMENT)
-            for number, segment in enumerate(segments)
-        ]
     except body.NonFinite as error:
-        raise _non_finite(error, spec) from None
+        raise _non_finite(error, spec.untied) from None
+    parts = []
+    for number, (mine, coder) in enumerate(segments):
+        # Only its own tensors, or the work would grow with segments times tensors.
+        alone = [(list(range(len(mine))), coder)]
+        first = number * _DRAWS_PER_SEGMENT
+        try:
+            parts.append(
+                _run("encode", alone, b"", [tensors[i] for i in mine], alone, False, first)
+            )
+        except body.NonFinite as error:
+            raise _non_finite(error, [spec.untied[i] for i in mine]) from None
     if any(lossless):
         parts = [_packed(part, stage) for part, stage in zip(parts, lossless, strict=True)]
     if sum(map(len, parts)) > _largest_body(spec):
@@ -97,6 +104,7 @@ class _Job(NamedTuple):
     start: int
     stop: int
     segments: list[Segment]
+    indices: Sequence[int]  # of the tensors that the segments count from 0
 
 
 def prepare(
@@ -121,7 +129,9 @@ def prepare(
     for index, number in enumerate(assignment):
         segments[number][0].append(index)
     if not any(pipeline.lossless for pipeline in pipelines):
-        return Decoded(spec, opened.base, [_Job(view, start, opened.stop, segments)])
+        return Decoded(
+            spec, opened.base, [_Job(view, start, opened.stop, segments, range(len(assignment)))]
+        )
     reader = Reader(view, start, opened.stop)
     jobs = [
         _unpacked(reader, segment, pipeline.lossless, spec)
@@ -140,17 +150,19 @@ def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
     if len(decoded.jobs) > 1:
         check(decoded)
     for job in decoded.jobs:
-        _run("decode", job.segments, job.source, job.start, job.stop, tensors, job.segments)
+        own = [tensors[i] for i in job.indices]
+        _run("decode", job.segments, job.source, job.start, job.stop, own, job.segments)
 
 
 def check(decoded: Decoded) -> float:
     """Check the body wholly and return a bound of its magnitudes."""
     tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
-    bounds = [
-        float(_run("check", job.segments, job.source, job.start, job.stop, tensors, job.segments))
-        for job in decoded.jobs
-    ]
-    return max(bounds, default=0.0)
+    largest = 0.0
+    for job in decoded.jobs:
+        own = [tensors[i] for i in job.indices]
+        found = _run("check", job.segments, job.source, job.start, job.stop, own, job.segments)
+        largest = max(largest, float(found))
+    return largest
 
 
 def accumulate(
@@ -161,24 +173,14 @@ def accumulate(
     Of more than one job the caller has made sure by `check`.
     """
     tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
-    added = [
-        float(
-            _run(
-                "accumulate",
-                job.segments,
-                job.source,
-                job.start,
-                job.stop,
-                tensors,
-                job.segments,
-                list(accumulators),
-                weight,
-                bound,
-            )
-        )
-        for job in decoded.jobs
-    ]
-    return max(added, default=0.0)
+    added = 0.0
+    for job in decoded.jobs:
+        own = [tensors[i] for i in job.indices]
+        sums = [accumulators[i] for i in job.indices]
+        place = job.source, job.start, job.stop
+        found = _run("accumulate", job.segments, *place, own, job.segments, sums, weight, bound)
+        added = max(added, float(found))
+    return added
 
 
 def decode(
@@ -365,14 +367,19 @@ def _run(name: str, segments: list[Segment], *arguments: Any) -> Any:
     """Call the native body coder, or its Python twin where a stage or the whole backend is Python."""
     backend = ops.backend()
     native = getattr(backend, "body", None)
-    if native is None or any(_in_python(coder) for _, coder in segments):
-        return getattr(body, name)(*arguments, ops=backend)
     try:
-        return getattr(native, name)(*arguments)
-    except native.Malformed as error:
-        raise DecodeError(*error.args) from None
-    except native.NonFinite as error:
-        raise body.NonFinite(*error.args) from None
+        if native is None or any(_in_python(coder) for _, coder in segments):
+            return getattr(body, name)(*arguments, ops=backend)
+        try:
+            return getattr(native, name)(*arguments)
+        except native.Malformed as error:
+            raise DecodeError(*error.args) from None
+        except native.NonFinite as error:
+            raise body.NonFinite(*error.args) from None
+    except MemoryError:
+        if name == "encode":
+            raise
+        raise DecodeError("the payload needs more memory than there is") from None
 
 
 def _packed(plain: bytes, stage: Any) -> bytes:
@@ -388,9 +395,12 @@ def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec:
     if plain_size > 2 * sum(own) + 64 * (len(own) + 1):
         raise DecodeError(f"a segment of {plain_size} bytes is too long", reader.offset)
     start = reader.offset
+    alone = [(list(range(len(own))), segment[1])]
     if packed_size == 0:
         source: Any = reader.take(plain_size)
-        return _Job(source, 0, plain_size, [segment])
+        return _Job(source, 0, plain_size, alone, segment[0])
+    if plain_size == 0:
+        raise DecodeError("an empty segment is packed", start)
     if lossless is None:
         raise DecodeError("a segment without lossless stage is packed", reader.offset)
     packed = bytes(reader.take(packed_size))
@@ -400,7 +410,7 @@ def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec:
         raise DecodeError(f"{lossless}: {error}", start) from error
     if not isinstance(source, bytes) or len(source) != plain_size:
         raise DecodeError(f"{lossless}: not the declared {plain_size} bytes", start)
-    return _Job(source, 0, plain_size, [segment])
+    return _Job(source, 0, plain_size, alone, segment[0])
 
 
 def _is_digest(value: object) -> bool:
@@ -421,9 +431,9 @@ def _spec_of(like: Any) -> tuple[Spec, str]:
     return read.spec, read.framework
 
 
-def _non_finite(error: body.NonFinite, spec: Spec) -> NonFiniteError:
+def _non_finite(error: body.NonFinite, tensors: Sequence[TensorSpec]) -> NonFiniteError:
     tensor_index, element, value, narrow = error.args[:4]
-    name = spec.untied[tensor_index].name
+    name = tensors[tensor_index].name
     place = f"tensor {name!r}, element {element}, is {value}"
     if narrow:
         place += f", beyond the largest {dtypes.BY_ID[narrow].name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,6 +88,7 @@ class Shared:
         self.max_bytes = max_bytes
         self._entries: OrderedDict[bytes, tuple[str, Any, int]] = OrderedDict()
         self._nbytes = 0
+        self._lock = threading.Lock()
 
     def add_mask(self, mask: Any) -> bytes:
         """Keep a mask (an update of bools, or `MaskBits`) and return its digest."""
@@ -110,9 +112,10 @@ class Shared:
         DecodeError
             If there is none of this kind ("mask", "base" or "rules").
         """
-        if key in self._entries and self._entries[key][0] == kind:
-            self._entries.move_to_end(key)
-            return self._entries[key][1]
+        with self._lock:
+            if key in self._entries and self._entries[key][0] == kind:
+                self._entries.move_to_end(key)
+                return self._entries[key][1]
         raise DecodeError(f"the payload names the {kind} {key.hex()}, which shared does not hold")
 
     def __contains__(self, key: bytes) -> bool:
@@ -124,9 +127,16 @@ class Shared:
     def _add(self, key: bytes, kind: str, value: Any, nbytes: int) -> bytes:
         if nbytes > self.max_bytes:
             raise ValueError(f"a {kind} of {nbytes} bytes does not fit in {self.max_bytes}")
-        self._nbytes -= self._entries.pop(key, (kind, value, 0))[2]
-        self._entries[key] = (kind, value, nbytes)
-        self._nbytes += nbytes
-        while self._nbytes > self.max_bytes:
-            self._nbytes -= self._entries.popitem(last=False)[1][2]
+        with self._lock:
+            self._nbytes -= self._entries.pop(key, (kind, value, 0))[2]
+            self._entries[key] = (kind, value, nbytes)
+            self._nbytes += nbytes
+            while self._nbytes > self.max_bytes:
+                self._nbytes -= self._entries.popitem(last=False)[1][2]
         return key
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
