@@ -62,9 +62,9 @@ lint: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
-# One stamp stands for all: they share their bodies.
+# One stamp stands for all: they share their bodies. What GCC's warnings say is the build's matter.
 tidy: .venv/dev
-	$(BIN)/cmake --preset native
+	FEDCODEC_WERROR=OFF $(BIN)/cmake --preset native
 	$(BIN)/clang-tidy --quiet -p build/native csrc/*.cc csrc/cpu/baseline.cc csrc/cpu/dispatch.cc
 
 format: .venv/dev

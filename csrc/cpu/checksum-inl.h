@@ -25,7 +25,7 @@ constexpr CrcTables crc_tables() {
 constexpr CrcTables kCrc = crc_tables();
 
 // `state` is the complement of the checksum.
-uint32_t crc_by_tables(uint32_t state, const uint8_t* bytes, size_t n) {
+[[maybe_unused]] uint32_t crc_by_tables(uint32_t state, const uint8_t* bytes, size_t n) {
   for (; n >= kSlices; n -= kSlices, bytes += kSlices) {
     const uint64_t words[2] = {load64(bytes) ^ state, load64(bytes + 8)};
     state = 0;

@@ -237,7 +237,7 @@ FEDCODEC_HD Permutation permutation(uint64_t seed, uint64_t n) {
   p.half_mask = static_cast<uint32_t>((1ull << p.half_bits) - 1);
   for (uint32_t block = 0; block < 2; ++block) {
     const Words w = philox(seed, block, 0);
-    for (int i = 0; i < 4; ++i) p.round_keys[4 * block + i] = w.word[i];
+    for (uint32_t i = 0; i < 4; ++i) p.round_keys[4 * block + i] = w.word[i];
   }
   return p;
 }
