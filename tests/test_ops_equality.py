@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedcodec.errors import NonFiniteError
 from fedcodec.ops import reference
 
 _native = pytest.importorskip("fedcodec._native", reason="nothing is compiled")
@@ -323,3 +324,87 @@ def test_flush_to_zero_changes_nothing() -> None:
     for a, b in zip(got, expected, strict=True):
         same(a, b)
     same(sums[1], sums[0])
+
+
+# --- the rules that all share -------------------------------------------------------------------------------------
+
+PLACES = np.array([1, 4000, 8999])
+KEPT = np.arange(9000) % 3 == 0
+FLOAT_CALLS: dict[str, Callable[[Any, np.ndarray], Any]] = {
+    "topk_threshold": lambda ops, x: ops.topk_threshold([x[:7], x[7:]], 5),
+    "topk_threshold of none": lambda ops, x: ops.topk_threshold([x], 0),
+    "percentile_threshold": lambda ops, x: ops.percentile_threshold([x], 50.0, "linear"),
+    "compact": lambda ops, x: ops.compact([x[:7], x[7:]], 1.0),
+    "apply_mask": lambda ops, x: ops.apply_mask(x, KEPT),
+    "quantize blocks": lambda ops, x: ops.quantize(x, 8, 1024, 9),
+    "quantize channels": lambda ops, x: ops.quantize(x, 8, 10, 2),
+    "quantize at random": lambda ops, x: ops.quantize(x, 8, 1024, 9, (1, 2, 3)),
+    "mean_magnitude": lambda ops, x: ops.mean_magnitude(x),
+    "pack_signs": lambda ops, x: ops.pack_signs(x),
+    "scatter": lambda ops, x: ops.scatter(np.arange(9000), x, np.zeros_like(x)),
+    "accumulate": lambda ops, x: ops.accumulate(np.zeros_like(x), x, 1.0),
+    "accumulate_sparse": lambda ops, x: ops.accumulate_sparse(
+        np.zeros_like(x), np.arange(9000), x, 1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("call", FLOAT_CALLS)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_the_first_value_that_is_not_finite_is_named(call: str, wrong: float) -> None:
+    values = np.ones(9000, np.float32)
+    for place in PLACES[::-1]:
+        values[place] = wrong
+        message = f"values: element {place} is {wrong}$"
+        for ops in (reference, cpu):
+            with pytest.raises(NonFiniteError, match=message):
+                FLOAT_CALLS[call](ops, values)
+
+
+@pytest.mark.parametrize("name", ["accumulate", "accumulate_sparse", "scatter"])
+def test_a_sum_stays_as_it_is_when_values_are_refused(name: str) -> None:
+    values = np.ones(9000, np.float32)
+    values[-1] = math.nan
+    for ops in (reference, cpu):
+        total = np.zeros(9000, np.float32)
+        places = np.arange(9000)
+        arguments = {
+            "accumulate": (total, values, 1.0),
+            "accumulate_sparse": (total, places, values, 1.0),
+            "scatter": (places, values, total),
+        }[name]
+        with pytest.raises(NonFiniteError):
+            getattr(ops, name)(*arguments)
+        assert not total.any()
+
+
+def test_results_go_where_out_says() -> None:
+    x = np.random.default_rng(0).standard_normal(9001).astype(np.float32)
+    mask, signs = x > 0, reference.pack_signs(x)
+    codes, scales = reference.quantize(x, 4, 1024, 9)
+    halves = reference.narrow(x, "float16")
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("apply_mask", (x, mask)),
+        ("apply_mask", (x.astype(np.float64), mask)),
+        ("pack_mask", (mask,)),
+        ("unpack_mask", (signs, x.size)),
+        ("dequantize", (codes, scales, 4, 1024, 9)),
+        ("pack_codes", (codes, 4)),
+        ("unpack_codes", (reference.pack_codes(codes, 4), 4, x.size)),
+        ("pack_signs", (x,)),
+        ("unpack_signs", (signs, 0.5, x.size)),
+        *(("narrow", (x, dtype)) for dtype in ("float16", "bfloat16", "float32")),
+        ("widen", (halves, "float16")),
+        ("philox", (1, 2, 3, 9001)),
+    ]
+    for name, arguments in calls:
+        expected = getattr(reference, name)(*arguments)
+        for ops in (reference, cpu):
+            out = np.full_like(expected, 1)
+            assert getattr(ops, name)(*arguments, out=out) is out
+            same(out, expected)
+    for ops in (reference, cpu):
+        outs = np.ones_like(codes), np.ones_like(scales)
+        found = ops.quantize(x, 4, 1024, 9, None, *outs)
+        assert all(a is b for a, b in zip(found, outs, strict=True))
+        same(outs, (codes, scales))

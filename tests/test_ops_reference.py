@@ -491,6 +491,9 @@ def test_crc32_is_zlibs(one, two):
 
 # --- the public wrappers ------------------------------------------------------------------------------------------
 
+READ_ONLY = np.zeros(1, np.float32)
+READ_ONLY.flags.writeable = False
+
 
 @pytest.mark.parametrize(
     ("call", "error"),
@@ -539,6 +542,9 @@ def test_crc32_is_zlibs(one, two):
         (lambda: ops.accumulate(np.ones(2, np.float32), np.ones(2), 1e39), ValueError),
         (lambda: ops.accumulate([1.0], np.ones(1), 1.0), TypeError),
         (lambda: ops.pack_mask([True], out=np.zeros(2, np.uint8)), ValueError),
+        (lambda: ops.pack_mask([True], out=[0]), ValueError),
+        (lambda: ops.philox(0, 0, 0, 2, out=np.zeros(4, np.uint32)[::2]), ValueError),
+        (lambda: ops.widen(np.ones(1, np.uint16), "float16", out=READ_ONLY), ValueError),
         (lambda: ops.use("sse9"), BackendError),
     ],
 )
@@ -565,6 +571,21 @@ def test_out_is_filled_and_returned():
     assert ops.dequantize_int8(codes, scales, axis=0, out=out) is out
     flat = ops.dequantize_int8(codes.ravel(), scales, axis=0, shape=(2, 2))
     assert np.array_equal(flat, out)
+    outs = np.empty_like(codes), np.empty_like(scales)
+    filled = ops.quantize_int8(x, axis=0, out=outs)
+    assert filled[0] is outs[0]
+    assert filled[1] is outs[1]
+    assert np.array_equal(outs[0], codes)
+    assert np.array_equal(outs[1], scales)
+
+
+def test_out_may_be_an_input():
+    x = np.arange(-5000, 5000, dtype=np.float32)
+    expected = np.packbits(x < 0, bitorder="little")
+    masked = np.where(x > 0, x, 0)
+    assert np.array_equal(ops.pack_signs(x, out=x.view(np.uint8)[: expected.size]), expected)
+    x = np.arange(-5000, 5000, dtype=np.float32)
+    assert np.array_equal(ops.apply_mask(x, x > 0, out=x), masked)
 
 
 def test_an_unusable_backend_named_from_outside(monkeypatch):

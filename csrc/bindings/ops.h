@@ -1,6 +1,6 @@
 // The kernels one by one, for ops/cpu.py: names and meanings of ops/reference.py, in the submodule
-// `ops`. ops/__init__.py has checked the arguments; here only types and layouts are, by the casters
-// (no argument converts).
+// `ops`. ops/__init__.py has checked the arguments but for values that are not finite; here only
+// types and layouts are, by the casters (no argument converts).
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -64,20 +65,11 @@ inline double widened(const Kernels& kernels, float x) {
   return out;
 }
 
-template <class T>
-size_t size_of(const Array<T>& array) {
-  return static_cast<size_t>(array.size());
-}
-
-template <class T>
-Array<T> array_of(size_t n) {
-  return Array<T>(static_cast<py::ssize_t>(n));
-}
-
 template <class Float>
 struct Of;
 template <>
 struct Of<float> {
+  static constexpr auto max_key = &Kernels::max_key_f32;
   static constexpr auto count_above = &Kernels::count_above_f32;
   static constexpr auto compact = &Kernels::compact_f32;
   static constexpr auto apply_mask = &Kernels::apply_mask_f32;
@@ -87,6 +79,7 @@ struct Of<float> {
 };
 template <>
 struct Of<double> {
+  static constexpr auto max_key = &Kernels::max_key_f64;
   static constexpr auto count_above = &Kernels::count_above_f64;
   static constexpr auto compact = &Kernels::compact_f64;
   static constexpr auto apply_mask = &Kernels::apply_mask_f64;
@@ -94,6 +87,47 @@ struct Of<double> {
   static constexpr auto topk_threshold = topk_threshold_f64;
   static constexpr auto percentile_threshold = percentile_threshold_f64;
 };
+
+// A value that is not finite: the first of its array.
+struct NotFinite {
+  size_t element;
+  double value;
+};
+
+inline bool is_finite(uint32_t key) { return key < kInfinityKey32; }
+inline bool is_finite(uint64_t key) { return key < kInfinityKey64; }
+
+// Throws NotFinite; element 0 of x is counted as `first`.
+template <class Float>
+void require_finite(const Kernels& kernels, const Float* x, size_t n, size_t first = 0) {
+  if (is_finite((kernels.*Of<Float>::max_key)(x, n))) return;
+  const size_t i =
+      static_cast<size_t>(std::find_if(x, x + n, [](Float v) { return !std::isfinite(v); }) - x);
+  throw NotFinite{first + i, widened(kernels, x[i])};
+}
+
+// Stays in cache between a check and the work; whole bytes of bits.
+constexpr size_t kStretch = 4096;
+
+// Calls body(start, length) for stretches of finite values; throws NotFinite at the first other.
+template <class Float, class Body>
+void for_finite(const Kernels& kernels, const Float* x, size_t n, Body body) {
+  for (size_t start = 0; start < n; start += kStretch) {
+    const size_t length = std::min(kStretch, n - start);
+    require_finite(kernels, x + start, length, start);
+    body(start, length);
+  }
+}
+
+template <class T>
+size_t size_of(const Array<T>& array) {
+  return static_cast<size_t>(array.size());
+}
+
+template <class T>
+Array<T> array_of(size_t n) {
+  return Array<T>(static_cast<py::ssize_t>(n));
+}
 
 // --- selection -----------------------------------------------------------------------------------
 
@@ -110,6 +144,14 @@ class PartList {
   }
   Parts<Float> get() const { return spans_; }
 
+  void require_finite(const Kernels& kernels) const {
+    size_t first = 0;
+    for (const auto part : spans_) {
+      bindings::require_finite(kernels, part.data(), part.size(), first);
+      first += part.size();
+    }
+  }
+
  private:
   std::vector<Array<Float>> arrays_;
   std::vector<std::span<const Float>> spans_;
@@ -125,6 +167,7 @@ auto with_parts(const py::list& parts, Body body) {
 template <class Float>
 py::tuple topk_threshold(const PartList<Float>& parts, uint64_t k) {
   const auto [threshold, ties] = compute([&](const Kernels& kernels) {
+    parts.require_finite(kernels);
     const auto cut = Of<Float>::topk_threshold(kernels, parts.get(), k);
     return std::pair(widened(kernels, magnitude_of(cut.key)), cut.ties);
   });
@@ -138,6 +181,7 @@ double percentile_threshold(const PartList<Float>& parts, double percentile,
                                       : name == "higher" ? Interpolation::kHigher
                                                          : Interpolation::kLinear;
   return compute([&](const Kernels& kernels) {
+    parts.require_finite(kernels);
     return widened(
         kernels, Of<Float>::percentile_threshold(kernels, parts.get(), percentile, interpolation));
   });
@@ -150,6 +194,7 @@ py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties)
   size_t n = 0;
   size_t above = 0;
   compute([&](const Kernels& kernels) {
+    parts.require_finite(kernels);
     for (const auto part : parts.get()) {
       n += part.size();
       above += (kernels.*Of<Float>::count_above)(part.data(), part.size(), key);
@@ -192,38 +237,40 @@ inline Array<int64_t> random_positions(uint64_t n, uint64_t k, uint64_t seed) {
   return positions;
 }
 
-// --- masks ---------------------------------------------------------------------------------------
-
-template <class Float>
-Array<Float> apply_mask(const Array<Float>& values, const Array<bool>& mask) {
-  const size_t n = size_of(values);
-  auto out = array_of<Float>(n);
-  const Float* x = values.data();
-  const uint8_t* keep = reinterpret_cast<const uint8_t*>(mask.data());
-  Float* masked = out.mutable_data();
-  compute([&](const Kernels& kernels) {
-    constexpr size_t kStretch = 4096;
-    uint8_t bits[kStretch / 8];
-    for (size_t start = 0; start < n; start += kStretch) {
-      const size_t length = std::min(kStretch, n - start);
-      kernels.pack_mask(keep + start, length, bits);
-      (kernels.*Of<Float>::apply_mask)(x + start, bits, length, masked + start);
-    }
-  });
-  return out;
-}
-
 // --- maps: n elements in, a known number out -----------------------------------------------------
 
-// Calls body(kernels, input, n, output) for a new array of `length` elements.
-template <class Out, class In, class Body>
-Array<Out> map(const Array<In>& in, size_t length, Body body) {
-  auto out = array_of<Out>(length);
-  const In* from = in.data();
-  Out* to = out.mutable_data();
+// Where a result is to be written, if not to a new array.
+template <class T>
+using Out = std::optional<Array<T>>;
+
+template <class T>
+Array<T> out_or_new(const Out<T>& out, size_t n) {
+  return out ? *out : array_of<T>(n);
+}
+
+// Calls body(kernels, input, n, output) for an output of `length` elements.
+template <class To, class From, class Body>
+Array<To> map(const Array<From>& in, size_t length, const Out<To>& out, Body body) {
+  auto result = out_or_new(out, length);
+  const From* from = in.data();
+  To* to = result.mutable_data();
   const size_t n = size_of(in);
   compute([&](const Kernels& kernels) { body(kernels, from, n, to); });
-  return out;
+  return result;
+}
+
+template <class Float>
+Array<Float> apply_mask(const Array<Float>& values, const Array<bool>& mask,
+                        const Out<Float>& out) {
+  const uint8_t* keep = reinterpret_cast<const uint8_t*>(mask.data());
+  return map<Float>(values, size_of(values), out,
+                    [&](const Kernels& kernels, const Float* x, size_t n, Float* masked) {
+                      uint8_t bits[kStretch / 8];
+                      for_finite(kernels, x, n, [&](size_t start, size_t length) {
+                        kernels.pack_mask(keep + start, length, bits);
+                        (kernels.*Of<Float>::apply_mask)(x + start, bits, length, masked + start);
+                      });
+                    });
 }
 
 inline const uint8_t* bytes_of(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
@@ -232,29 +279,35 @@ inline uint8_t* bytes_of(bool* mask) { return reinterpret_cast<uint8_t*>(mask); 
 inline int levels_of(unsigned bits) { return (1 << (bits - 1)) - 1; }
 
 inline py::tuple quantize(const Array<float>& values, unsigned bits, size_t inner, size_t channels,
-                          const std::optional<std::tuple<uint64_t, uint64_t, uint64_t>>& draw) {
-  auto scales = array_of<float>(channels);
+                          const std::optional<std::tuple<uint64_t, uint64_t, uint64_t>>& draw,
+                          const Out<int8_t>& codes_out, const Out<float>& scales_out) {
+  auto scales = out_or_new(scales_out, channels);
   float* scale = scales.mutable_data();
   const int levels = levels_of(bits);
   const Grid grid = {inner, channels};
-  auto codes = map<int8_t>(values, size_of(values),
-                           [&](const Kernels& kernels, const float* x, size_t n, int8_t* out) {
-                             const size_t blocks = n / inner + (n % inner != 0);
-                             if (!draw && blocks == channels) {
-                               kernels.quantize_blocks(x, n, inner, levels, scale, out);
-                               return;
-                             }
-                             const auto keys = std::make_unique<uint32_t[]>(channels);
-                             kernels.channel_keys(x, n, grid, keys.get());
-                             kernels.scales_from_keys(keys.get(), channels, levels, scale);
-                             if (draw) {
-                               const auto [codec_seed, call_seed, first] = *draw;
-                               kernels.quantize_stochastic(x, n, grid, levels, scale,
-                                                           {codec_seed, call_seed, first}, out);
-                             } else {
-                               kernels.quantize_nearest(x, n, grid, levels, scale, out);
-                             }
-                           });
+  auto codes =
+      map<int8_t>(values, size_of(values), codes_out,
+                  [&](const Kernels& kernels, const float* x, size_t n, int8_t* out) {
+                    const size_t blocks = n / inner + (n % inner != 0);
+                    if (!draw && blocks == channels) {
+                      if (!is_finite(kernels.quantize_blocks(x, n, inner, levels, scale, out)))
+                        require_finite(kernels, x, n);
+                      return;
+                    }
+                    const auto keys = std::make_unique<uint32_t[]>(channels);
+                    kernels.channel_keys(x, n, grid, keys.get());
+                    if (!std::all_of(keys.get(), keys.get() + channels,
+                                     [](uint32_t key) { return is_finite(key); }))
+                      require_finite(kernels, x, n);
+                    kernels.scales_from_keys(keys.get(), channels, levels, scale);
+                    if (draw) {
+                      const auto [codec_seed, call_seed, first] = *draw;
+                      kernels.quantize_stochastic(x, n, grid, levels, scale,
+                                                  {codec_seed, call_seed, first}, out);
+                    } else {
+                      kernels.quantize_nearest(x, n, grid, levels, scale, out);
+                    }
+                  });
   return py::make_tuple(std::move(codes), std::move(scales));
 }
 
@@ -264,34 +317,41 @@ inline double mean_magnitude_of(const Array<float>& values) {
   return compute([&](const Kernels& kernels) {
     const uint32_t key = kernels.max_key_f32(x, n);
     if (key == 0) return 0.0;
+    if (!is_finite(key)) require_finite(kernels, x, n);
     const int exponent = exponent_of(key);
     return widened(kernels, mean_magnitude(kernels.magnitude_sum(x, n, exponent), n, exponent));
   });
 }
 
 template <class Float>
-py::array narrow(const Array<Float>& values, const std::string& dtype) {
-  const size_t n = size_of(values);
-  if (dtype == "float32") {
-    return map<float>(values, n,
-                      [](const Kernels& kernels, const Float* x, size_t count, float* out) {
-                        if constexpr (sizeof(Float) == sizeof(double)) {
-                          kernels.f64_to_f32(x, count, out);
-                        } else {
-                          std::copy_n(x, count, out);
-                        }
-                      });
-  }
-  return map<uint16_t>(values, n,
-                       [&](const Kernels& kernels, const Float* x, size_t count, uint16_t* out) {
+Array<float> narrow_to_f32(const Array<Float>& values, const Out<float>& out) {
+  return map<float>(values, size_of(values), out,
+                    [](const Kernels& kernels, const Float* x, size_t n, float* to) {
+                      if constexpr (sizeof(Float) == sizeof(double)) {
+                        kernels.f64_to_f32(x, n, to);
+                      } else {
+                        std::copy_n(x, n, to);
+                      }
+                    });
+}
+
+template <class Float>
+Array<uint16_t> narrow_to_half(const Array<Float>& values, bool bfloat16,
+                               const Out<uint16_t>& out) {
+  return map<uint16_t>(values, size_of(values), out,
+                       [&](const Kernels& kernels, const Float* x, size_t n, uint16_t* to) {
                          if constexpr (sizeof(Float) == sizeof(double)) {
-                           dtype == "float16" ? kernels.f64_to_f16(x, count, out)
-                                              : kernels.f64_to_bf16(x, count, out);
+                           bfloat16 ? kernels.f64_to_bf16(x, n, to) : kernels.f64_to_f16(x, n, to);
                          } else {
-                           dtype == "float16" ? kernels.f32_to_f16(x, count, out)
-                                              : kernels.f32_to_bf16(x, count, out);
+                           bfloat16 ? kernels.f32_to_bf16(x, n, to) : kernels.f32_to_f16(x, n, to);
                          }
                        });
+}
+
+template <class Float>
+py::array narrow(const Array<Float>& values, const std::string& dtype, const py::object& out) {
+  if (dtype == "float32") return narrow_to_f32(values, py::cast<Out<float>>(out));
+  return narrow_to_half(values, dtype == "bfloat16", py::cast<Out<uint16_t>>(out));
 }
 
 // --- in place: at positions, and sums ------------------------------------------------------------
@@ -322,6 +382,7 @@ void scatter(const Array<int64_t>& positions, const Array<Float>& values, Array<
   const int64_t* at = positions.data();
   const size_t n = size_of(positions);
   compute([&](const Kernels& kernels) {
+    require_finite(kernels, x, n);
     for_each_stretch(at, n, [&](size_t i, size_t count, int64_t offset, const uint32_t* narrow) {
       (kernels.*Of<Float>::scatter)(narrow, x + i, count, to + offset);
     });
@@ -337,6 +398,7 @@ void bind_accumulate(py::module_& m, Add Kernels::* add) {
         const Float* x = values.data();
         const size_t n = size_of(values);
         compute([&](const Kernels& kernels) {
+          require_finite(kernels, x, n);
           (kernels.*add)(x, n, narrowed<Accumulator>(kernels, weight), acc);
         });
       },
@@ -354,6 +416,7 @@ void bind_accumulate_sparse(py::module_& m, Add Kernels::* add) {
         const Float* x = values.data();
         const size_t n = size_of(positions);
         compute([&](const Kernels& kernels) {
+          require_finite(kernels, x, n);
           for_each_stretch(at, n,
                            [&](size_t i, size_t count, int64_t offset, const uint32_t* narrow) {
                              (kernels.*add)(narrow, x + i, count,
@@ -399,9 +462,10 @@ inline uint32_t crc32(const py::object& data, uint64_t value) {
 
 template <class Float>
 void bind_for(py::module_& m) {
-  m.def("apply_mask", apply_mask<Float>, py::arg("values").noconvert(),
-        py::arg("mask").noconvert());
-  m.def("narrow", narrow<Float>, py::arg("values").noconvert(), py::arg("dtype"));
+  m.def("apply_mask", apply_mask<Float>, py::arg("values").noconvert(), py::arg("mask").noconvert(),
+        py::arg("out").noconvert() = py::none());
+  m.def("narrow", narrow<Float>, py::arg("values").noconvert(), py::arg("dtype"),
+        py::arg("out") = py::none());
   m.def("scatter", scatter<Float>, py::arg("positions").noconvert(), py::arg("values").noconvert(),
         py::arg("out").noconvert());
 }
@@ -425,6 +489,15 @@ inline void bind_ops(py::module_& parent) {
   bind_isa(parent);
   py::module_ m =
       parent.def_submodule("ops", "The kernels, with the names and meanings of ops/reference.py.");
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const NotFinite& found) {
+      const std::string message = "values: element " + std::to_string(found.element) + " is " +
+                                  std::string(py::str(py::float_(found.value)));
+      py::set_error(py::module_::import("fedcodec.errors").attr("NonFiniteError"), message.c_str());
+    }
+  });
   bind_for<float>(m);
   bind_for<double>(m);
 
@@ -445,93 +518,103 @@ inline void bind_ops(py::module_& parent) {
       py::arg("parts"), py::arg("threshold"), py::arg("ties") = 0);
   m.def("random_positions", random_positions, py::arg("n"), py::arg("k"), py::arg("seed"));
 
+  const auto out = py::arg("out").noconvert() = py::none();
   m.def(
       "pack_mask",
-      [](const Array<bool>& mask) {
-        return map<uint8_t>(mask, (size_of(mask) + 7) / 8,
-                            [](const Kernels& k, const bool* x, size_t n, uint8_t* out) {
-                              k.pack_mask(bytes_of(x), n, out);
+      [](const Array<bool>& mask, const Out<uint8_t>& out) {
+        return map<uint8_t>(mask, (size_of(mask) + 7) / 8, out,
+                            [](const Kernels& k, const bool* x, size_t n, uint8_t* bits) {
+                              k.pack_mask(bytes_of(x), n, bits);
                             });
       },
-      py::arg("mask").noconvert());
+      py::arg("mask").noconvert(), out);
   m.def(
       "unpack_mask",
-      [](const Array<uint8_t>& bits, size_t n) {
-        return map<bool>(bits, n, [n](const Kernels& k, const uint8_t* x, size_t, bool* out) {
-          k.unpack_mask(x, n, bytes_of(out));
+      [](const Array<uint8_t>& bits, size_t n, const Out<bool>& out) {
+        return map<bool>(bits, n, out, [n](const Kernels& k, const uint8_t* x, size_t, bool* mask) {
+          k.unpack_mask(x, n, bytes_of(mask));
         });
       },
-      py::arg("bits").noconvert(), py::arg("n"));
+      py::arg("bits").noconvert(), py::arg("n"), out);
 
   m.def("quantize", quantize, py::arg("values").noconvert(), py::arg("bits"), py::arg("inner"),
-        py::arg("channels"), py::arg("draw") = py::none());
+        py::arg("channels"), py::arg("draw") = py::none(),
+        py::arg("codes_out").noconvert() = py::none(),
+        py::arg("scales_out").noconvert() = py::none());
   m.def(
       "dequantize",
       [](const Array<int8_t>& codes, const Array<float>& scales, unsigned bits, size_t inner,
-         size_t channels) {
+         size_t channels, const Out<float>& out) {
         const float* scale = scales.data();
-        return map<float>(codes, size_of(codes),
-                          [&](const Kernels& k, const int8_t* q, size_t n, float* out) {
-                            k.dequantize(q, n, {inner, channels}, levels_of(bits), scale, out);
+        return map<float>(codes, size_of(codes), out,
+                          [&](const Kernels& k, const int8_t* q, size_t n, float* values) {
+                            k.dequantize(q, n, {inner, channels}, levels_of(bits), scale, values);
                           });
       },
       py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("bits"),
-      py::arg("inner"), py::arg("channels"));
+      py::arg("inner"), py::arg("channels"), out);
   m.def(
       "pack_codes",
-      [](const Array<int8_t>& codes, unsigned bits) {
-        return map<uint8_t>(codes, (size_of(codes) * bits + 7) / 8,
-                            [bits](const Kernels& k, const int8_t* q, size_t n, uint8_t* out) {
-                              k.pack_codes(q, n, bits, out);
+      [](const Array<int8_t>& codes, unsigned bits, const Out<uint8_t>& out) {
+        return map<uint8_t>(codes, (size_of(codes) * bits + 7) / 8, out,
+                            [bits](const Kernels& k, const int8_t* q, size_t n, uint8_t* packed) {
+                              k.pack_codes(q, n, bits, packed);
                             });
       },
-      py::arg("codes").noconvert(), py::arg("bits"));
+      py::arg("codes").noconvert(), py::arg("bits"), out);
   m.def(
       "unpack_codes",
-      [](const Array<uint8_t>& packed, unsigned bits, size_t n) {
-        return map<int8_t>(packed, n, [&](const Kernels& k, const uint8_t* x, size_t, int8_t* out) {
-          k.unpack_codes(x, n, bits, out);
-        });
+      [](const Array<uint8_t>& packed, unsigned bits, size_t n, const Out<int8_t>& out) {
+        return map<int8_t>(packed, n, out,
+                           [&](const Kernels& k, const uint8_t* x, size_t, int8_t* codes) {
+                             k.unpack_codes(x, n, bits, codes);
+                           });
       },
-      py::arg("packed").noconvert(), py::arg("bits"), py::arg("n"));
+      py::arg("packed").noconvert(), py::arg("bits"), py::arg("n"), out);
 
   m.def("mean_magnitude", mean_magnitude_of, py::arg("values").noconvert());
   m.def(
       "pack_signs",
-      [](const Array<float>& values) {
-        return map<uint8_t>(values, (size_of(values) + 7) / 8,
-                            [](const Kernels& k, const float* x, size_t n, uint8_t* out) {
-                              k.pack_signs(x, n, out);
+      [](const Array<float>& values, const Out<uint8_t>& out) {
+        return map<uint8_t>(values, (size_of(values) + 7) / 8, out,
+                            [](const Kernels& k, const float* x, size_t n, uint8_t* bits) {
+                              for_finite(k, x, n, [&](size_t start, size_t length) {
+                                k.pack_signs(x + start, length, bits + start / 8);
+                              });
                             });
       },
-      py::arg("values").noconvert());
+      py::arg("values").noconvert(), out);
   m.def(
       "unpack_signs",
-      [](const Array<uint8_t>& bits, double magnitude, size_t n) {
-        return map<float>(bits, n, [&](const Kernels& k, const uint8_t* x, size_t, float* out) {
-          k.unpack_signs(x, n, narrowed<float>(k, magnitude), out);
-        });
-      },
-      py::arg("bits").noconvert(), py::arg("magnitude"), py::arg("n"));
-  m.def(
-      "widen",
-      [](const Array<uint16_t>& bits, const std::string& dtype) {
-        return map<float>(bits, size_of(bits),
-                          [&](const Kernels& k, const uint16_t* x, size_t n, float* out) {
-                            dtype == "float16" ? k.f16_to_f32(x, n, out) : k.bf16_to_f32(x, n, out);
+      [](const Array<uint8_t>& bits, double magnitude, size_t n, const Out<float>& out) {
+        return map<float>(bits, n, out,
+                          [&](const Kernels& k, const uint8_t* x, size_t, float* values) {
+                            k.unpack_signs(x, n, narrowed<float>(k, magnitude), values);
                           });
       },
-      py::arg("bits").noconvert(), py::arg("dtype"));
+      py::arg("bits").noconvert(), py::arg("magnitude"), py::arg("n"), out);
+  m.def(
+      "widen",
+      [](const Array<uint16_t>& bits, const std::string& dtype, const Out<float>& out) {
+        const bool bfloat16 = dtype == "bfloat16";
+        return map<float>(bits, size_of(bits), out,
+                          [&](const Kernels& k, const uint16_t* x, size_t n, float* values) {
+                            bfloat16 ? k.bf16_to_f32(x, n, values) : k.f16_to_f32(x, n, values);
+                          });
+      },
+      py::arg("bits").noconvert(), py::arg("dtype"), out);
 
   m.def(
       "philox",
-      [](uint64_t codec_seed, uint64_t call_seed, uint64_t first, size_t n) {
-        auto words = array_of<uint32_t>(n);
-        uint32_t* out = words.mutable_data();
-        compute([&](const Kernels& k) { k.random_words({codec_seed, call_seed, first}, n, out); });
-        return words;
+      [](uint64_t codec_seed, uint64_t call_seed, uint64_t first, size_t n,
+         const Out<uint32_t>& out) {
+        auto result = out_or_new(out, n);
+        uint32_t* words = result.mutable_data();
+        compute(
+            [&](const Kernels& k) { k.random_words({codec_seed, call_seed, first}, n, words); });
+        return result;
       },
-      py::arg("codec_seed"), py::arg("call_seed"), py::arg("first"), py::arg("n"));
+      py::arg("codec_seed"), py::arg("call_seed"), py::arg("first"), py::arg("n"), out);
   m.def(
       "draw_seed",
       [](uint64_t codec_seed, uint64_t call_seed, uint32_t group) {

@@ -6,7 +6,7 @@ the NumPy oracle where nothing is compiled. All backends give the same bits (doc
 
 Arrays of any shape are taken in row-major order. float16 and bfloat16 travel between functions as their bits in uint16
 (`narrow`, `widen`). Not-a-number and infinity raise `NonFiniteError`, a wrong dtype `TypeError`, a wrong size or range
-`ValueError`.
+`ValueError`. An `out` must be contiguous; what is in it after an error is not defined.
 
 >>> import numpy as np
 >>> from fedcodec import ops
@@ -221,23 +221,20 @@ def _finite(name: str, values: Array) -> Array:
 
 
 def _floats(values: npt.ArrayLike) -> Array:
-    return _finite("values", _flat("values", values, np.float32, np.float64))
+    return _flat("values", values, np.float32, np.float64)
 
 
 def _singles(values: npt.ArrayLike) -> Float32:
     flat = _floats(values)
     if flat.dtype == np.float32:
         return flat
+    _finite("values", flat)
     with np.errstate(over="ignore"):
         return _finite("values as float32", flat.astype(np.float32))
 
 
 def _parts(values: Any) -> list[Array]:
-    parts = (
-        [_floats(part) for part in values]
-        if isinstance(values, (list, tuple))
-        else [_floats(values)]
-    )
+    parts = [_floats(part) for part in (values if isinstance(values, (list, tuple)) else [values])]
     if any(part.dtype == np.float64 for part in parts):
         return [part.astype(np.float64, copy=False) for part in parts]
     return parts
@@ -288,12 +285,25 @@ def _values_for(accumulator: Array, values: npt.ArrayLike) -> Array:
     return _singles(values) if accumulator.dtype == np.float32 else _floats(values)
 
 
-def _deliver(result: Array, out: Array | None) -> Array:
+def _target_of(
+    out: Any, dtype: npt.DTypeLike, shape: tuple[int, ...], *inputs: Array
+) -> Array | None:
+    """Check `out` and return it flat; None where a kernel must not write to it while it reads."""
+    if out is None:
+        return None
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
+        raise ValueError(f"out must be an array of dtype {np.dtype(dtype)} and shape {shape}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError("out must be contiguous and writable")
+    apart = not any(np.may_share_memory(out, array) for array in inputs)
+    return out.reshape(-1) if apart else None
+
+
+def _deliver(result: Array, out: Array | None, target: Array | None) -> Array:
     if out is None:
         return result
-    if out.dtype != result.dtype or out.shape != result.shape:
-        raise ValueError(f"out must be an array of dtype {result.dtype} and shape {result.shape}")
-    np.copyto(out, result)
+    if target is None:
+        np.copyto(out, result.reshape(out.shape))
     return out
 
 
@@ -471,7 +481,9 @@ def apply_mask(values: npt.ArrayLike, mask: npt.ArrayLike, *, out: Array | None 
     """
     flat, kept = _floats(values), _flat("mask", mask, np.bool_)
     _sized("mask", kept, flat.size)
-    return _deliver(backend().apply_mask(flat, kept).reshape(np.shape(values)), out)
+    shape = np.shape(values)
+    target = _target_of(out, flat.dtype, shape, flat, kept)
+    return _deliver(backend().apply_mask(flat, kept, target).reshape(shape), out, target)
 
 
 def pack_mask(mask: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
@@ -494,7 +506,9 @@ def pack_mask(mask: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
     >>> ops.pack_mask([True, False, True])
     array([5], dtype=uint8)
     """
-    return _deliver(backend().pack_mask(_flat("mask", mask, np.bool_)), out)
+    flat = _flat("mask", mask, np.bool_)
+    target = _target_of(out, np.uint8, ((flat.size + 7) // 8,), flat)
+    return _deliver(backend().pack_mask(flat, target), out, target)
 
 
 def unpack_mask(bits: npt.ArrayLike | bytes, n: int, *, out: Mask | None = None) -> Mask:
@@ -519,7 +533,9 @@ def unpack_mask(bits: npt.ArrayLike | bytes, n: int, *, out: Mask | None = None)
     array([ True, False,  True])
     """
     n = _integer("n", n, 0)
-    return _deliver(backend().unpack_mask(_bits(bits, n), n), out)
+    flat = _bits(bits, n)
+    target = _target_of(out, np.bool_, (n,), flat)
+    return _deliver(backend().unpack_mask(flat, n, target), out, target)
 
 
 # --- symmetric integers -------------------------------------------------------------------------------------------
@@ -553,6 +569,7 @@ def _grid_of(shape: tuple[int, ...], block_size: int | None, axis: int | None) -
 
 
 def _codes(codes: npt.ArrayLike, bits: int) -> Codes:
+    bits = _integer("bits", bits, 2, 8)
     flat: Codes = _flat("codes", codes, np.int8)
     end = 1 << (bits - 1)
     if bits < 8 and flat.size and not -end <= flat.min() <= flat.max() < end:
@@ -572,7 +589,13 @@ def _scales(scales: npt.ArrayLike, bits: int, channels: int) -> Float32:
 
 
 def quantize(
-    values: npt.ArrayLike, bits: int, inner: int, channels: int, draw: Draw | None = None
+    values: npt.ArrayLike,
+    bits: int,
+    inner: int,
+    channels: int,
+    draw: Draw | None = None,
+    *,
+    out: tuple[Codes, Float32] | None = None,
 ) -> tuple[Codes, Float32]:
     """Quantize to symmetric integers; value i has the scale of channel (i / inner) mod channels.
 
@@ -586,6 +609,8 @@ def quantize(
         At least 1.
     draw : (codec seed, call seed, number of the first value), optional
         Round stochastically by the words of `philox`; without it, to nearest even.
+    out : (int8 array of n, float32 array of channels), optional
+        Filled and returned.
 
     Returns
     -------
@@ -606,9 +631,28 @@ def quantize(
     (array([   1, -127,  127,    0], dtype=int8), array([2.        , 0.00787402], dtype=float32))
     """
     flat = _singles(values)
+    return _quantize(flat, bits, _grid(inner, channels, flat.size), _draw(draw), out, flat.shape)
+
+
+def _quantize(
+    flat: Float32,
+    bits: int,
+    grid: tuple[int, int],
+    draw: Draw | None,
+    out: tuple[Codes, Float32] | None,
+    shape: tuple[int, ...],
+) -> tuple[Codes, Float32]:
     bits = _integer("bits", bits, 2, 8)
-    codes, scales = backend().quantize(flat, bits, *_grid(inner, channels, flat.size), _draw(draw))
-    return codes, scales
+    codes_out, scales_out = (None, None) if out is None else out
+    targets = (
+        _target_of(codes_out, np.int8, shape, flat),
+        _target_of(scales_out, np.float32, grid[1:], flat),
+    )
+    codes, scales = backend().quantize(flat, bits, *grid, draw, *targets)
+    return (
+        _deliver(codes.reshape(shape), codes_out, targets[0]),
+        _deliver(scales, scales_out, targets[1]),
+    )
 
 
 def dequantize(
@@ -644,11 +688,22 @@ def dequantize(
     >>> ops.dequantize(np.array([1, -127], np.int8), np.array([2], np.float32), 8, 2, 1)
     array([   2., -254.], dtype=float32)
     """
-    bits = _integer("bits", bits, 2, 8)
     flat = _codes(codes, bits)
-    inner, channels = _grid(inner, channels, flat.size)
-    values = backend().dequantize(flat, _scales(scales, bits, channels), bits, inner, channels)
-    return _deliver(values, out)
+    return _dequantize(flat, scales, bits, _grid(inner, channels, flat.size), out, flat.shape)
+
+
+def _dequantize(
+    flat: Codes,
+    scales: npt.ArrayLike,
+    bits: int,
+    grid: tuple[int, int],
+    out: Float32 | None,
+    shape: tuple[int, ...],
+) -> Float32:
+    factors = _scales(scales, bits, grid[1])
+    target = _target_of(out, np.float32, shape, flat, factors)
+    values = backend().dequantize(flat, factors, bits, *grid, target)
+    return _deliver(values.reshape(shape), out, target)
 
 
 def quantize_kbit(
@@ -659,6 +714,7 @@ def quantize_kbit(
     axis: int | None = None,
     stochastic: bool = False,
     seed: int = 0,
+    out: tuple[Codes, Float32] | None = None,
 ) -> tuple[Codes, Float32]:
     """Quantize to symmetric integers with a scale per block, per channel or for all.
 
@@ -676,6 +732,8 @@ def quantize_kbit(
         Round up or down at random so that the expected value is right, instead of to nearest even.
     seed : int
         From 0 to 2**64 - 1, for stochastic rounding.
+    out : (int8 array of the shape of the values, float32 array), optional
+        Filled and returned.
 
     Returns
     -------
@@ -694,9 +752,8 @@ def quantize_kbit(
     (array([ 7, -3,  0], dtype=int8), array([1.], dtype=float32))
     """
     shape = np.shape(values)
-    draw = (seed, 0, 0) if stochastic else None
-    codes, scales = quantize(values, bits, *_grid_of(shape, block_size, axis), draw)
-    return codes.reshape(shape), scales
+    draw = _draw((seed, 0, 0)) if stochastic else None
+    return _quantize(_singles(values), bits, _grid_of(shape, block_size, axis), draw, out, shape)
 
 
 def dequantize_kbit(
@@ -735,8 +792,8 @@ def dequantize_kbit(
     """
     shape = np.shape(codes) if shape is None else tuple(shape)
     _sized("codes", np.asarray(codes), math.prod(shape))
-    values = dequantize(codes, scales, bits, *_grid_of(shape, block_size, axis))
-    return _deliver(values.reshape(shape), out)
+    grid = _grid_of(shape, block_size, axis)
+    return _dequantize(_codes(codes, bits), scales, bits, grid, out, shape)
 
 
 def quantize_int8(
@@ -746,6 +803,7 @@ def quantize_int8(
     axis: int | None = None,
     stochastic: bool = False,
     seed: int = 0,
+    out: tuple[Codes, Float32] | None = None,
 ) -> tuple[Codes, Float32]:
     """Quantize to 8-bit integers from -127 to 127: `quantize_kbit` with 8 bits.
 
@@ -757,7 +815,7 @@ def quantize_int8(
     (array([127, -63,   0], dtype=int8), array([1.], dtype=float32))
     """
     return quantize_kbit(
-        values, 8, block_size=block_size, axis=axis, stochastic=stochastic, seed=seed
+        values, 8, block_size=block_size, axis=axis, stochastic=stochastic, seed=seed, out=out
     )
 
 
@@ -805,7 +863,9 @@ def pack_codes(codes: npt.ArrayLike, bits: int, *, out: Bits | None = None) -> B
     array([241], dtype=uint8)
     """
     bits = _integer("bits", bits, 2, 7)
-    return _deliver(backend().pack_codes(_codes(codes, bits), bits), out)
+    flat = _codes(codes, bits)
+    target = _target_of(out, np.uint8, ((flat.size * bits + 7) // 8,), flat)
+    return _deliver(backend().pack_codes(flat, bits, target), out, target)
 
 
 def unpack_codes(
@@ -834,7 +894,9 @@ def unpack_codes(
     array([ 1, -1], dtype=int8)
     """
     bits, n = _integer("bits", bits, 2, 7), _integer("n", n, 0)
-    return _deliver(backend().unpack_codes(_bits(packed, n * bits), bits, n), out)
+    flat = _bits(packed, n * bits)
+    target = _target_of(out, np.int8, (n,), flat)
+    return _deliver(backend().unpack_codes(flat, bits, n, target), out, target)
 
 
 # --- sign and magnitude -------------------------------------------------------------------------------------------
@@ -884,7 +946,9 @@ def pack_signs(values: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
     >>> ops.pack_signs(np.array([1, -2, -0.0], np.float32))
     array([2], dtype=uint8)
     """
-    return _deliver(backend().pack_signs(_singles(values)), out)
+    flat = _singles(values)
+    target = _target_of(out, np.uint8, ((flat.size + 7) // 8,), flat)
+    return _deliver(backend().pack_signs(flat, target), out, target)
 
 
 def unpack_signs(
@@ -920,7 +984,9 @@ def unpack_signs(
         raise ValueError(
             f"magnitude is {magnitude}, it must be a float32 number, finite and not negative"
         )
-    return _deliver(backend().unpack_signs(_bits(bits, n), magnitude, n), out)
+    flat = _bits(bits, n)
+    target = _target_of(out, np.float32, (n,), flat)
+    return _deliver(backend().unpack_signs(flat, magnitude, n, target), out, target)
 
 
 # --- conversions --------------------------------------------------------------------------------------------------
@@ -955,9 +1021,11 @@ def narrow(values: npt.ArrayLike, dtype: Narrow, *, out: Array | None = None) ->
     """
     if dtype not in ("float16", "bfloat16", "float32"):
         raise ValueError(f"dtype is {dtype!r}, it must be 'float16', 'bfloat16' or 'float32'")
-    result = backend().narrow(_floats(values), dtype)
+    flat = _finite("values", _floats(values))
+    target = _target_of(out, np.float32 if dtype == "float32" else np.uint16, flat.shape, flat)
+    result = backend().narrow(flat, dtype, target)
     _finite(f"values as {dtype}", result if dtype == "float32" else backend().widen(result, dtype))
-    return _deliver(result, out)
+    return _deliver(result, out, target)
 
 
 def widen(bits: npt.ArrayLike, dtype: str, *, out: Float32 | None = None) -> Float32:
@@ -984,7 +1052,9 @@ def widen(bits: npt.ArrayLike, dtype: str, *, out: Float32 | None = None) -> Flo
     """
     if dtype not in ("float16", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}, it must be 'float16' or 'bfloat16'")
-    return _deliver(backend().widen(_flat("bits", bits, np.uint16), dtype), out)
+    flat = _flat("bits", bits, np.uint16)
+    target = _target_of(out, np.float32, flat.shape, flat)
+    return _deliver(backend().widen(flat, dtype, target), out, target)
 
 
 # --- random words -------------------------------------------------------------------------------------------------
@@ -1016,13 +1086,16 @@ def philox(
     >>> ops.philox(0, 0, 0, 2)
     array([1713891541, 3781805453], dtype=uint32)
     """
-    words = backend().philox(
+    n = _integer("n", n, 0)
+    target = _target_of(out, np.uint32, (n,))
+    words: Words = backend().philox(
         _integer("codec_seed", codec_seed, 0, _U64),
         _integer("call_seed", call_seed, 0, _U64),
         _integer("first", first, 0),
-        _integer("n", n, 0),
+        n,
+        target,
     )
-    return _deliver(words, out)
+    return words if out is None else out
 
 
 def draw_seed(codec_seed: int, call_seed: int, group: int) -> int:
@@ -1136,7 +1209,7 @@ def scatter(positions: npt.ArrayLike, values: npt.ArrayLike, out: Array) -> None
     array([1., 5., 1.], dtype=float32)
     """
     target = _target("out", out)
-    flat = _finite("values", _flat("values", values, target.dtype))
+    flat = _flat("values", values, target.dtype)
     places = _positions(positions, target.size)
     _sized("values", flat, places.size)
     backend().scatter(places, flat, target)

@@ -1,7 +1,8 @@
 """The NumPy oracle: docs/numerics.md as code, and the backend where nothing is compiled.
 
-Arguments are valid and finite: `fedcodec.ops` and `fedcodec.body` see to that. `parts` is a list of 1-D
-contiguous arrays, all float32 or all float64, treated as one flat space. Positions are int64.
+Arguments are valid: `fedcodec.ops` and `fedcodec.body` see to that. Values that are not finite raise `NonFiniteError`,
+save in the conversions. `parts` is a list of 1-D contiguous arrays, all float32 or all float64, treated as one flat
+space. Positions are int64. `out` has the shape and dtype of the result.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DecodeError
+from ..errors import DecodeError, NonFiniteError
 from ..reader import Reader, varint
 
 Array = npt.NDArray[Any]
@@ -32,6 +33,21 @@ BITMAP, LIST, RICE = 0, 1, 2
 COMPLEMENT = 4
 
 
+def _finite(values: Array) -> Array:
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise NonFiniteError(f"values: element {place} is {values[place]}")
+    return values
+
+
+def _into(out: Array | None, result: Array) -> Array:
+    if out is None:
+        return result
+    out[:] = result
+    return out
+
+
 # --- selection: numerics.md 2 -------------------------------------------------------------------------------------
 
 
@@ -44,15 +60,15 @@ def round_down(value: float, dtype: npt.DTypeLike) -> float:
     return float(rounded)
 
 
-def _magnitudes(parts: list[Array]) -> Array:
-    return np.abs(np.concatenate(parts)) if parts else np.zeros(0, np.float32)
+def _joined(parts: list[Array]) -> Array:
+    return _finite(np.concatenate(parts)) if parts else np.zeros(0, np.float32)
 
 
 def topk_threshold(parts: list[Array], k: int) -> tuple[float, int]:
     """The k-th largest magnitude, and how many of those equal to it are among the k largest."""
+    magnitudes = np.abs(_joined(parts))
     if k == 0:
         return math.inf, 0
-    magnitudes = _magnitudes(parts)
     place = magnitudes.size - k
     magnitudes.partition(place)
     threshold = magnitudes[place]
@@ -63,7 +79,7 @@ def percentile_threshold(
     parts: list[Array], percentile: float, interpolation: Interpolation
 ) -> float:
     """The percentile of all magnitudes, rounded down to the float type of `parts`; 0.0 of nothing."""
-    magnitudes = _magnitudes(parts)
+    magnitudes = np.abs(_joined(parts))
     if not magnitudes.size:
         return 0.0
     last = magnitudes.size - 1
@@ -82,7 +98,7 @@ def percentile_threshold(
 
 def compact(parts: list[Array], threshold: float, ties: int = 0) -> tuple[Positions, Array]:
     """Positions and values of the magnitudes above `threshold` and of the first `ties` equal to it."""
-    values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    values = _joined(parts)
     magnitudes = np.abs(values)
     limit = values.dtype.type(threshold)
     kept = magnitudes > limit
@@ -94,19 +110,19 @@ def compact(parts: list[Array], threshold: float, ties: int = 0) -> tuple[Positi
 # --- masks --------------------------------------------------------------------------------------------------------
 
 
-def apply_mask(values: Array, mask: Mask) -> Array:
+def apply_mask(values: Array, mask: Mask, out: Array | None = None) -> Array:
     """`values` where `mask` is True, +0 elsewhere."""
-    return np.where(mask, values, values.dtype.type(0))
+    return _into(out, np.where(mask, _finite(values), values.dtype.type(0)))
 
 
-def pack_mask(mask: Mask) -> Bits:
+def pack_mask(mask: Mask, out: Bits | None = None) -> Bits:
     """`mask` as a bit string, ceil(n / 8) bytes."""
-    return np.packbits(mask, bitorder="little")
+    return _into(out, np.packbits(mask, bitorder="little"))
 
 
-def unpack_mask(bits: Bits, n: int) -> Mask:
+def unpack_mask(bits: Bits, n: int, out: Mask | None = None) -> Mask:
     """The first `n` bits of a bit string."""
-    return np.unpackbits(bits, count=n, bitorder="little").view(np.bool_)
+    return _into(out, np.unpackbits(bits, count=n, bitorder="little").view(np.bool_))
 
 
 def _pack_fields(values: Array, width: int) -> Bits:
@@ -140,12 +156,19 @@ def _channels_of(n: int, inner: int, channels: int) -> Positions:
 
 
 def quantize(
-    values: Float32, bits: int, inner: int, channels: int, draw: Draw | None = None
+    values: Float32,
+    bits: int,
+    inner: int,
+    channels: int,
+    draw: Draw | None = None,
+    codes_out: Codes | None = None,
+    scales_out: Float32 | None = None,
 ) -> tuple[Codes, Float32]:
     """Codes of `bits` bits and one scale per channel; value i has channel (i / inner) mod channels.
 
     `draw` is (codec seed, call seed, number of the first value) and makes the rounding stochastic.
     """
+    _finite(values)
     levels = np.float32(2 ** (bits - 1) - 1)
     channel = _channels_of(values.size, inner, channels)
     largest = np.zeros(channels, np.float32)
@@ -166,26 +189,32 @@ def quantize(
         floor = np.floor(y)
         uniform = (philox(*draw, values.size) >> 8).astype(np.float32) * np.float32(2**-24)
         q = np.clip(floor + (uniform < y - floor), -levels, levels)
-    return q.astype(np.int8), scales
+    return _into(codes_out, q.astype(np.int8)), _into(scales_out, scales)
 
 
-def dequantize(codes: Codes, scales: Float32, bits: int, inner: int, channels: int) -> Float32:
+def dequantize(
+    codes: Codes,
+    scales: Float32,
+    bits: int,
+    inner: int,
+    channels: int,
+    out: Float32 | None = None,
+) -> Float32:
     """The values of `codes`; the most negative code reads as its successor."""
     q = np.maximum(codes, 1 - 2 ** (bits - 1)).astype(np.float32)
     with np.errstate(over="ignore"):  # scales of hostile payloads: the caller looks at the result
-        values: Float32 = q * scales[_channels_of(codes.size, inner, channels)]
-    return values
+        return _into(out, q * scales[_channels_of(codes.size, inner, channels)])
 
 
-def pack_codes(codes: Codes, bits: int) -> Bits:
+def pack_codes(codes: Codes, bits: int, out: Bits | None = None) -> Bits:
     """Codes as two's complement of `bits` bits without gaps."""
-    return _pack_fields(codes.view(np.uint8), bits)
+    return _into(out, _pack_fields(codes.view(np.uint8), bits))
 
 
-def unpack_codes(packed: Bits, bits: int, n: int) -> Codes:
+def unpack_codes(packed: Bits, bits: int, n: int, out: Codes | None = None) -> Codes:
     """The `n` codes that `pack_codes` packed, sign-extended."""
     sign = 1 << (bits - 1)
-    return ((_unpack_fields(packed, bits, n) ^ sign) - sign).astype(np.int8)
+    return _into(out, ((_unpack_fields(packed, bits, n) ^ sign) - sign).astype(np.int8))
 
 
 # --- sign and magnitude: numerics.md 4 ----------------------------------------------------------------------------
@@ -193,7 +222,7 @@ def unpack_codes(packed: Bits, bits: int, n: int) -> Codes:
 
 def mean_magnitude(values: Float32) -> float:
     """The mean of |values| free of their order, a float32 number; 0.0 of nothing."""
-    magnitudes = np.abs(values).astype(np.float64)
+    magnitudes = np.abs(_finite(values)).astype(np.float64)
     largest = float(magnitudes.max(initial=0.0))
     if largest == 0:
         return 0.0
@@ -202,14 +231,15 @@ def mean_magnitude(values: Float32) -> float:
     return float(np.float32(float(total) / float(values.size) * 2.0 ** (exponent - 31)))
 
 
-def pack_signs(values: Float32) -> Bits:
+def pack_signs(values: Float32, out: Bits | None = None) -> Bits:
     """A bit string with 1 where a value is below zero."""
-    return pack_mask(values < 0)
+    return pack_mask(_finite(values) < 0, out)
 
 
-def unpack_signs(bits: Bits, magnitude: float, n: int) -> Float32:
+def unpack_signs(bits: Bits, magnitude: float, n: int, out: Float32 | None = None) -> Float32:
     """`n` values of `magnitude`, negative where the bit is 1."""
-    return np.where(unpack_mask(bits, n), np.float32(-magnitude), np.float32(magnitude))
+    signs = unpack_mask(bits, n)
+    return _into(out, np.where(signs, np.float32(-magnitude), np.float32(magnitude)))
 
 
 # --- conversions --------------------------------------------------------------------------------------------------
@@ -225,22 +255,26 @@ def _round_to_odd(values: Float64) -> Float32:
     return odd.view(np.float32)
 
 
-def narrow(values: Array, dtype: Narrow) -> Array:
+def narrow(values: Array, dtype: Narrow, out: Array | None = None) -> Array:
     """Float32 or float64 `values` rounded once to `dtype`: float32, or the bits of a 16-bit type as uint16."""
     with np.errstate(over="ignore"):  # to infinity: the caller looks at the result
         if dtype == "float32":
-            return values.astype(np.float32)
+            return _into(out, values.astype(np.float32))
         if dtype == "float16":
-            return values.astype(np.float16).view(np.uint16)
+            return _into(out, values.astype(np.float16).view(np.uint16))
     bits = (_round_to_odd(values) if values.dtype == np.float64 else values).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return _into(out, ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16))
 
 
-def widen(bits: npt.NDArray[np.uint16], dtype: Literal["float16", "bfloat16"]) -> Float32:
+def widen(
+    bits: npt.NDArray[np.uint16],
+    dtype: Literal["float16", "bfloat16"],
+    out: Float32 | None = None,
+) -> Float32:
     """The float32 values of 16-bit floats given as their bits."""
     if dtype == "float16":
-        return bits.view(np.float16).astype(np.float32)
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+        return _into(out, bits.view(np.float16).astype(np.float32))
+    return _into(out, (bits.astype(np.uint32) << 16).view(np.float32))
 
 
 # --- random words and positions: numerics.md 5 and 6 --------------------------------------------------------------
@@ -265,7 +299,7 @@ def _philox4x32(key: int, counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.ui
     return np.stack([c0, c1, c2, c3])
 
 
-def philox(codec_seed: int, call_seed: int, first: int, n: int) -> Words:
+def philox(codec_seed: int, call_seed: int, first: int, n: int, out: Words | None = None) -> Words:
     """The random words of values `first` to ``first + n - 1``."""
     blocks = np.uint64(first >> 2) + np.arange((first + n + 3 >> 2) - (first >> 2), dtype=np.uint64)
     counters = np.empty((4, blocks.size), np.uint64)
@@ -274,7 +308,7 @@ def philox(codec_seed: int, call_seed: int, first: int, n: int) -> Words:
     counters[2] = call_seed & 0xFFFFFFFF
     counters[3] = call_seed >> 32
     words = _philox4x32(codec_seed, counters).T.ravel()
-    return words[first & 3 : (first & 3) + n].astype(np.uint32)
+    return _into(out, words[first & 3 : (first & 3) + n].astype(np.uint32))
 
 
 def draw_seed(codec_seed: int, call_seed: int, group: int) -> int:
@@ -445,7 +479,7 @@ def unpack_sparse(buffer: bytes | memoryview, n: int) -> tuple[Positions, int]:
 
 def scatter(positions: Positions, values: Array, out: Array) -> None:
     """``out[positions] = values``."""
-    out[positions] = values
+    out[positions] = _finite(values)
 
 
 # --- sums: numerics.md 8 ------------------------------------------------------------------------------------------
@@ -453,6 +487,10 @@ def scatter(positions: Positions, values: Array, out: Array) -> None:
 
 def accumulate(accumulator: Array, values: Array, weight: float) -> None:
     """``accumulator += weight * values`` in the accumulator's float type, every operation rounded."""
+    _add(accumulator, _finite(values), weight)
+
+
+def _add(accumulator: Array, values: Array, weight: float) -> None:
     kind = accumulator.dtype.type
     accumulator += kind(weight) * values.astype(kind, copy=False)
 
@@ -462,7 +500,7 @@ def accumulate_sparse(
 ) -> None:
     """``accumulator[positions] += weight * values``, likewise."""
     kind = accumulator.dtype.type
-    accumulator[positions] += kind(weight) * values.astype(kind, copy=False)
+    accumulator[positions] += kind(weight) * _finite(values).astype(kind, copy=False)
 
 
 def accumulate_codes(
@@ -475,7 +513,7 @@ def accumulate_codes(
     weight: float,
 ) -> None:
     """`accumulate` of the values that `dequantize` gives."""
-    accumulate(accumulator, dequantize(codes, scales, bits, inner, channels), weight)
+    _add(accumulator, dequantize(codes, scales, bits, inner, channels), weight)
 
 
 # --- checksum -----------------------------------------------------------------------------------------------------
