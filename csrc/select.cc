@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "fedcodec/arith.h"
 
@@ -14,8 +16,8 @@ namespace {
 constexpr unsigned kDigitBits = 11;
 constexpr uint64_t kDigits = uint64_t{1} << kDigitBits;
 
-template <class Key, class Float>
-using CountDigits = void (*)(const Float* x, size_t n, Key prefix, unsigned shift, uint64_t* bins);
+constexpr uint32_t infinity_of(float) { return kInfinityKey32; }
+constexpr uint64_t infinity_of(double) { return kInfinityKey64; }
 
 template <class Float>
 uint64_t size_of(Parts<Float> parts) {
@@ -25,17 +27,17 @@ uint64_t size_of(Parts<Float> parts) {
 }
 
 // Radix select: each pass fixes the next digit of the k-th largest key.
-template <class Key, class Float>
-Cut<Key> topk_threshold(CountDigits<Key, Float> count_digits, Parts<Float> parts, uint64_t k,
-                        Key infinity) {
-  if (k == 0) return {infinity, 0};
+template <class Float>
+Cut<KeyOf<Float>> threshold_of(const Kernels& kernels, Parts<Float> parts, uint64_t k) {
+  using Key = KeyOf<Float>;
+  if (k == 0) return {infinity_of(Float{}), 0};
   Key key = 0;
   unsigned known = std::numeric_limits<Key>::digits - 1;  // bits of the key not yet known
   while (known != 0) {
     const unsigned shift = known > kDigitBits ? known - kDigitBits : 0;
     uint64_t bins[kDigits] = {};
     for (const auto& part : parts)
-      count_digits(part.data(), part.size(), key >> (shift + kDigitBits), shift, bins);
+      count_digits(kernels, part.data(), part.size(), key >> (shift + kDigitBits), shift, bins);
     // The last digit may overlap the one before: below that one's value nothing of this prefix is
     // wanted.
     const uint64_t top =
@@ -48,20 +50,19 @@ Cut<Key> topk_threshold(CountDigits<Key, Float> count_digits, Parts<Float> parts
   return {key, k};
 }
 
-template <class Key, class Float>
-Float percentile_threshold(CountDigits<Key, Float> count_digits, Parts<Float> parts,
-                           double percentile, Interpolation interpolation, Key infinity) {
+template <class Float>
+Float percentile_of(const Kernels& kernels, Parts<Float> parts, double percentile,
+                    Interpolation interpolation) {
   const uint64_t n = size_of(parts);
   if (n == 0) return 0;
   const double virtual_rank = static_cast<double>(n - 1) * percentile / 100.0;
   const uint64_t rank = std::min(static_cast<uint64_t>(virtual_rank), n - 1);
   const double fraction = virtual_rank - std::floor(virtual_rank);
-  const Cut<Key> cut = topk_threshold(count_digits, parts, n - rank, infinity);
+  const Cut<KeyOf<Float>> cut = threshold_of(kernels, parts, n - rank);
   const double a = static_cast<double>(magnitude_of(cut.key));
   if (interpolation == Interpolation::kLower || rank == n - 1 || !(fraction > 0))
     return static_cast<Float>(a);
-  const Key next =
-      cut.ties > 1 ? cut.key : topk_threshold(count_digits, parts, n - rank - 1, infinity).key;
+  const KeyOf<Float> next = cut.ties > 1 ? cut.key : threshold_of(kernels, parts, n - rank - 1).key;
   const double b = static_cast<double>(magnitude_of(next));
   if (interpolation == Interpolation::kHigher) return static_cast<Float>(b);
   const double value = a + (b - a) * fraction;
@@ -69,31 +70,143 @@ Float percentile_threshold(CountDigits<Key, Float> count_digits, Parts<Float> pa
                                         : static_cast<Float>(value);
 }
 
+// --- top-k: one pass keeps candidates above a bound that a sample gives, then those are cut
+// --------
+
+constexpr size_t kRun = 16;  // neighbours that a sample takes: they share a line of the cache
+constexpr uint64_t kRuns = 4096;
+constexpr uint64_t kFewToSample = 1 << 15;
+constexpr size_t kStretch = 1 << 14;  // elements between two looks at the room left
+constexpr uint64_t kSlack = 1 << 16;
+
+// Some thousand runs all over the flat space, at uneven distances: rows of a matrix have even ones.
+template <class Float>
+std::vector<Float> sample_of(Parts<Float> parts, uint64_t n) {
+  std::vector<Float> sample;
+  const uint64_t runs = std::min(kRuns, n / (kRun * kRun));
+  const uint64_t step = n / runs;
+  sample.reserve(runs * kRun);
+  auto part = parts.begin();
+  uint64_t before = 0;
+  for (uint64_t run = 0; run < runs; ++run) {
+    const uint64_t jitter = (run * 0x9E3779B97F4A7C15u >> 32) * step >> 32;
+    const uint64_t position = run * step + jitter;
+    while (position - before >= part->size()) before += (part++)->size();
+    const std::span<const Float> rest = part->subspan(position - before);
+    sample.insert(sample.end(), rest.begin(),
+                  rest.begin() + static_cast<ptrdiff_t>(std::min(kRun, rest.size())));
+  }
+  return sample;
+}
+
+// Most likely a little below the k-th largest key; any bound gives the right result.
+template <class Float>
+KeyOf<Float> likely_bound(const Kernels& kernels, Parts<Float> parts, uint64_t n, uint64_t k) {
+  const std::vector<Float> sample = sample_of(parts, n);
+  const double share = static_cast<double>(k) / static_cast<double>(n);
+  const double expected = share * static_cast<double>(sample.size());
+  const double rank = expected + 4 * std::sqrt(expected) + 4;
+  if (rank > static_cast<double>(sample.size())) return 0;
+  const std::span<const Float> all = sample;
+  return threshold_of<Float>(kernels, {&all, 1}, static_cast<uint64_t>(rank)).key;
+}
+
+template <class Float>
+class Collector {
+ public:
+  Collector(const Kernels& kernels, Parts<Float> parts, uint64_t k)
+      : kernels_(kernels),
+        parts_(parts),
+        k_(k),
+        room_(std::min(size_of(parts), k + k / 4 + kSlack) + kStretch),
+        kept_{std::make_unique_for_overwrite<uint32_t[]>(room_),
+              std::make_unique_for_overwrite<Float[]>(room_)} {}
+
+  // Keeps what may be among the k largest of those that the cut keeps; false if they are fewer.
+  bool collect(Cut<KeyOf<Float>> cut) {
+    size_t m = 0;
+    uint32_t first = 0;
+    for (const auto& part : parts_) {
+      for (size_t at = 0; at < part.size(); at += kStretch) {
+        const size_t n = std::min(kStretch, part.size() - at);
+        if (room_ - m < n) {
+          // Those to come lie behind these: of what equals the least of these, none is wanted.
+          cut = {this->cut(m), 0};
+          m = k_;
+        }
+        m += compact(kernels_, part.data() + at, n, cut.key, cut.ties, first,
+                     kept_.positions.get() + m, kept_.values.get() + m);
+        first += static_cast<uint32_t>(n);
+      }
+    }
+    if (m < k_) return false;
+    if (m > k_) this->cut(m);
+    return true;
+  }
+
+  TopK<Float> take() { return std::move(kept_); }
+
+ private:
+  // Leaves the k largest of m; returns the least key.
+  KeyOf<Float> cut(size_t m) {
+    const std::span<const Float> values(kept_.values.get(), m);
+    const Cut<KeyOf<Float>> cut = threshold_of<Float>(kernels_, {&values, 1}, k_);
+    refine(kernels_, cut.key, cut.ties, kept_.positions.get(), kept_.values.get(), m);
+    return cut.key;
+  }
+
+  const Kernels& kernels_;
+  Parts<Float> parts_;
+  uint64_t k_;
+  size_t room_;
+  TopK<Float> kept_;
+};
+
+template <class Float>
+TopK<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k) {
+  const uint64_t n = size_of(parts);
+  Collector<Float> collector(kernels, parts, k);
+  if (k == 0) return collector.take();
+  if (n >= kFewToSample) {
+    const KeyOf<Float> bound = likely_bound(kernels, parts, n, k);
+    // Above the bound's predecessor: the bound itself counts.
+    if (collector.collect(bound == 0 ? Cut<KeyOf<Float>>{0, n} : Cut<KeyOf<Float>>{bound - 1, 0}))
+      return collector.take();
+  }
+  collector.collect(threshold_of(kernels, parts, k));
+  return collector.take();
+}
+
 }  // namespace
 
-Cut<uint32_t> topk_threshold_f32(const Kernels& kernels, Parts<float> parts, uint64_t k) {
-  return topk_threshold(kernels.count_digits_f32, parts, k, kInfinityKey32);
+Cut<uint32_t> topk_threshold(const Kernels& kernels, Parts<float> parts, uint64_t k) {
+  return threshold_of(kernels, parts, k);
 }
-Cut<uint64_t> topk_threshold_f64(const Kernels& kernels, Parts<double> parts, uint64_t k) {
-  return topk_threshold(kernels.count_digits_f64, parts, k, kInfinityKey64);
-}
-
-uint32_t order_statistic_f32(const Kernels& kernels, Parts<float> parts, uint64_t rank) {
-  return topk_threshold_f32(kernels, parts, size_of(parts) - rank).key;
-}
-uint64_t order_statistic_f64(const Kernels& kernels, Parts<double> parts, uint64_t rank) {
-  return topk_threshold_f64(kernels, parts, size_of(parts) - rank).key;
+Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64_t k) {
+  return threshold_of(kernels, parts, k);
 }
 
-float percentile_threshold_f32(const Kernels& kernels, Parts<float> parts, double percentile,
-                               Interpolation interpolation) {
-  return percentile_threshold(kernels.count_digits_f32, parts, percentile, interpolation,
-                              kInfinityKey32);
+TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k) {
+  return topk_of(kernels, parts, k);
 }
-double percentile_threshold_f64(const Kernels& kernels, Parts<double> parts, double percentile,
-                                Interpolation interpolation) {
-  return percentile_threshold(kernels.count_digits_f64, parts, percentile, interpolation,
-                              kInfinityKey64);
+TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k) {
+  return topk_of(kernels, parts, k);
+}
+
+uint32_t order_statistic(const Kernels& kernels, Parts<float> parts, uint64_t rank) {
+  return threshold_of(kernels, parts, size_of(parts) - rank).key;
+}
+uint64_t order_statistic(const Kernels& kernels, Parts<double> parts, uint64_t rank) {
+  return threshold_of(kernels, parts, size_of(parts) - rank).key;
+}
+
+float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,
+                           Interpolation interpolation) {
+  return percentile_of(kernels, parts, percentile, interpolation);
+}
+double percentile_threshold(const Kernels& kernels, Parts<double> parts, double percentile,
+                            Interpolation interpolation) {
+  return percentile_of(kernels, parts, percentile, interpolation);
 }
 
 float round_down(double value) {

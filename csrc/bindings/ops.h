@@ -65,29 +65,6 @@ inline double widened(const Kernels& kernels, float x) {
   return out;
 }
 
-template <class Float>
-struct Of;
-template <>
-struct Of<float> {
-  static constexpr auto max_key = &Kernels::max_key_f32;
-  static constexpr auto count_above = &Kernels::count_above_f32;
-  static constexpr auto compact = &Kernels::compact_f32;
-  static constexpr auto apply_mask = &Kernels::apply_mask_f32;
-  static constexpr auto scatter = &Kernels::scatter_f32;
-  static constexpr auto topk_threshold = topk_threshold_f32;
-  static constexpr auto percentile_threshold = percentile_threshold_f32;
-};
-template <>
-struct Of<double> {
-  static constexpr auto max_key = &Kernels::max_key_f64;
-  static constexpr auto count_above = &Kernels::count_above_f64;
-  static constexpr auto compact = &Kernels::compact_f64;
-  static constexpr auto apply_mask = &Kernels::apply_mask_f64;
-  static constexpr auto scatter = &Kernels::scatter_f64;
-  static constexpr auto topk_threshold = topk_threshold_f64;
-  static constexpr auto percentile_threshold = percentile_threshold_f64;
-};
-
 // A value that is not finite: the first of its array.
 struct NotFinite {
   size_t element;
@@ -100,7 +77,7 @@ inline bool is_finite(uint64_t key) { return key < kInfinityKey64; }
 // Throws NotFinite; element 0 of x is counted as `first`.
 template <class Float>
 void require_finite(const Kernels& kernels, const Float* x, size_t n, size_t first = 0) {
-  if (is_finite((kernels.*Of<Float>::max_key)(x, n))) return;
+  if (is_finite(max_key(kernels, x, n))) return;
   const size_t i =
       static_cast<size_t>(std::find_if(x, x + n, [](Float v) { return !std::isfinite(v); }) - x);
   throw NotFinite{first + i, widened(kernels, x[i])};
@@ -168,7 +145,7 @@ template <class Float>
 py::tuple topk_threshold(const PartList<Float>& parts, uint64_t k) {
   const auto [threshold, ties] = compute([&](const Kernels& kernels) {
     parts.require_finite(kernels);
-    const auto cut = Of<Float>::topk_threshold(kernels, parts.get(), k);
+    const auto cut = fedcodec::topk_threshold(kernels, parts.get(), k);
     return std::pair(widened(kernels, magnitude_of(cut.key)), cut.ties);
   });
   return py::make_tuple(threshold, ties);
@@ -182,8 +159,8 @@ double percentile_threshold(const PartList<Float>& parts, double percentile,
                                                          : Interpolation::kLinear;
   return compute([&](const Kernels& kernels) {
     parts.require_finite(kernels);
-    return widened(
-        kernels, Of<Float>::percentile_threshold(kernels, parts.get(), percentile, interpolation));
+    return widened(kernels,
+                   fedcodec::percentile_threshold(kernels, parts.get(), percentile, interpolation));
   });
 }
 
@@ -197,7 +174,7 @@ py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties)
     parts.require_finite(kernels);
     for (const auto part : parts.get()) {
       n += part.size();
-      above += (kernels.*Of<Float>::count_above)(part.data(), part.size(), key);
+      above += count_above(kernels, part.data(), part.size(), key);
     }
   });
   // Exact for the ties that topk_threshold counted, an upper bound for others.
@@ -214,8 +191,8 @@ py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties)
     for (const auto part : parts.get()) {
       for (size_t start = 0; start < part.size(); start += kStretch) {
         const size_t length = std::min(kStretch, part.size() - start);
-        const size_t m = (kernels.*Of<Float>::compact)(part.data() + start, length, key, &ties,
-                                                       narrow.get(), found.get());
+        const size_t m = fedcodec::compact(kernels, part.data() + start, length, key, ties, 0,
+                                           narrow.get(), found.get());
         const int64_t offset = base + static_cast<int64_t>(start);
         next_position = std::transform(narrow.get(), narrow.get() + m, next_position,
                                        [offset](uint32_t position) { return offset + position; });
@@ -268,7 +245,7 @@ Array<Float> apply_mask(const Array<Float>& values, const Array<bool>& mask,
                       uint8_t bits[kStretch / 8];
                       for_finite(kernels, x, n, [&](size_t start, size_t length) {
                         kernels.pack_mask(keep + start, length, bits);
-                        (kernels.*Of<Float>::apply_mask)(x + start, bits, length, masked + start);
+                        fedcodec::apply_mask(kernels, x + start, bits, length, masked + start);
                       });
                     });
 }
@@ -384,7 +361,7 @@ void scatter(const Array<int64_t>& positions, const Array<Float>& values, Array<
   compute([&](const Kernels& kernels) {
     require_finite(kernels, x, n);
     for_each_stretch(at, n, [&](size_t i, size_t count, int64_t offset, const uint32_t* narrow) {
-      (kernels.*Of<Float>::scatter)(narrow, x + i, count, to + offset);
+      fedcodec::scatter(kernels, narrow, x + i, count, to + offset);
     });
   });
 }

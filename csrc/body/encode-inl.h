@@ -166,6 +166,9 @@ class Encoder {
       case Select::Kind::kRandom:
       case Select::Kind::kMask:
         return by_bits(source, number);
+      case Select::Kind::kTopK:
+        if (group.n <= kMostInOnePass) return by_topk(source, number);
+        [[fallthrough]];
       default:
         return by_magnitude(source, number);
     }
@@ -322,21 +325,54 @@ class Encoder {
     const Select& select = source.coder.select;
     Kept<W> kept = {{0, 0}, 0};
     if (select.kind == Select::Kind::kTopK) {
-      kept.m = at(select.counts, number);
-      if (kept.m > source.group.n)
-        throw std::invalid_argument("top-k of more values than there are");
+      kept.m = count(source, number);
       kept.cut = topk_threshold(kernels_, source.parts, kept.m);
-      // Ternary keeps no zeros: they would decode to the magnitude.
-      if (kept.cut.key != 0 || source.coder.quantize.kind != Quantize::Kind::kSign) return kept;
+      if (kept.cut.key != 0 || !drops_zeros(source)) return kept;
       kept = {{0, 0}, 0};
     } else if (select.kind == Select::Kind::kThreshold) {
       kept.cut.key = key_of(threshold_of<W>(select.value));
     } else {
       require_finite_parts(source);
-      kept.cut.key = key_of(percentile(kernels_, source.parts, select));
+      kept.cut.key =
+          key_of(percentile_threshold(kernels_, source.parts, select.value, select.interpolation));
     }
-    for (const auto& part : source.parts) kept.m += count_above(kernels_, part, kept.cut.key);
+    for (const auto& part : source.parts)
+      kept.m += count_above(kernels_, part.data(), part.size(), kept.cut.key);
     return kept;
+  }
+
+  template <class W>
+  void by_topk(const Source<W>& source, size_t number) {
+    const uint64_t n = source.group.n;
+    uint64_t m = count(source, number);
+    const TopK<W> kept = topk(kernels_, source.parts, m);
+    uint32_t* next = kept.positions.get();
+    if (drops_zeros(source)) m = refine(kernels_, 0, 0, next, kept.values.get(), m);
+    uint32_t* const last = next + m;
+    TilePacker packer(kernels_, n, m);
+    for (uint64_t start = 0; start < n; start += packer.tile_length()) {
+      const uint64_t length = std::min(packer.tile_length(), n - start);
+      uint32_t* const stop = std::lower_bound(next, last, start + length);
+      std::for_each(next, stop, [start](uint32_t& p) { p -= static_cast<uint32_t>(start); });
+      packer.add(next, static_cast<size_t>(stop - next), length);
+      next = stop;
+    }
+    packer.write(out_);
+    if (m > 0) return values(source, kept.values.get(), m);
+    require_finite_parts(source);
+  }
+
+  template <class W>
+  uint64_t count(const Source<W>& source, size_t number) {
+    const uint64_t k = at(source.coder.select.counts, number);
+    if (k > source.group.n) throw std::invalid_argument("top-k of more values than there are");
+    return k;
+  }
+
+  // Ternary keeps no zeros: they would decode to the magnitude.
+  template <class W>
+  static bool drops_zeros(const Source<W>& source) {
+    return source.coder.quantize.kind == Quantize::Kind::kSign;
   }
 
   template <class W>
@@ -357,9 +393,9 @@ class Encoder {
         const size_t step =
             std::min({uint64_t{kWindow}, uint64_t{part.size() - at}, length - read});
         uint32_t* to = positions.get() + in_tile;
-        const size_t count = compact(kernels_, part.data() + at, step, cut, to, kept.get() + done);
+        const size_t count = compact(kernels_, part.data() + at, step, cut.key, cut.ties,
+                                     static_cast<uint32_t>(read), to, kept.get() + done);
         if (count > m - done) unexpected(source);
-        for (size_t i = 0; i < count; ++i) to[i] += static_cast<uint32_t>(read);
         in_tile += count;
         done += count;
         at += step;

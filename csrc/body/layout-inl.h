@@ -10,6 +10,7 @@
 
 #include "fedcodec/arith.h"
 #include "fedcodec/body.h"
+#include "fedcodec/typed.h"
 
 namespace fedcodec {
 namespace {
@@ -78,44 +79,6 @@ uint64_t add(uint64_t a, uint64_t b) {
   return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
 }
 
-// One name for the kernels of both work types.
-template <class W>
-using KeyOf = std::conditional_t<std::is_same_v<W, float>, uint32_t, uint64_t>;
-
-auto max_key(const Kernels& k, const float* x, size_t n) { return k.max_key_f32(x, n); }
-auto max_key(const Kernels& k, const double* x, size_t n) { return k.max_key_f64(x, n); }
-size_t count_above(const Kernels& k, std::span<const float> x, uint32_t key) {
-  return k.count_above_f32(x.data(), x.size(), key);
-}
-size_t count_above(const Kernels& k, std::span<const double> x, uint64_t key) {
-  return k.count_above_f64(x.data(), x.size(), key);
-}
-size_t compact(const Kernels& k, const float* x, size_t n, Cut<uint32_t>& cut, uint32_t* positions,
-               float* values) {
-  return k.compact_f32(x, n, cut.key, &cut.ties, positions, values);
-}
-size_t compact(const Kernels& k, const double* x, size_t n, Cut<uint64_t>& cut, uint32_t* positions,
-               double* values) {
-  return k.compact_f64(x, n, cut.key, &cut.ties, positions, values);
-}
-auto topk_threshold(const Kernels& k, Parts<float> parts, uint64_t n) {
-  return topk_threshold_f32(k, parts, n);
-}
-auto topk_threshold(const Kernels& k, Parts<double> parts, uint64_t n) {
-  return topk_threshold_f64(k, parts, n);
-}
-float percentile(const Kernels& k, Parts<float> parts, const Select& select) {
-  return percentile_threshold_f32(k, parts, select.value, select.interpolation);
-}
-double percentile(const Kernels& k, Parts<double> parts, const Select& select) {
-  return percentile_threshold_f64(k, parts, select.value, select.interpolation);
-}
-void gather(const Kernels& k, const float* x, const uint32_t* positions, size_t n, float* out) {
-  k.gather_f32(x, positions, n, out);
-}
-void gather(const Kernels& k, const double* x, const uint32_t* positions, size_t n, double* out) {
-  k.gather_f64(x, positions, n, out);
-}
 template <class W>
 W threshold_of(double value) {
   if constexpr (std::is_same_v<W, float>) return round_down(value);

@@ -173,15 +173,19 @@ void count_digits_f64(const double* x, size_t n, uint64_t prefix, unsigned shift
   count_digits<uint64_t>(x, n, prefix, shift, bins);
 }
 
+// How far ahead of a stream its lines are asked for: the processor's own prefetching stops at
+// pages.
+constexpr size_t kAhead = 4096;
+
 template <class Float, class Key>
-size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t* positions,
-               Float* values) {
+size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t first,
+               uint32_t* positions, Float* values) {
   uint64_t left = *ties;
   size_t kept = 0;
   const auto keep = [&](size_t i) {
     const Key key = key_of(x[i]);
     const bool tie = key == threshold && left != 0;
-    positions[kept] = static_cast<uint32_t>(i);
+    positions[kept] = first + static_cast<uint32_t>(i);
     values[kept] = x[i];
     kept += static_cast<size_t>((key > threshold) | tie);
     left -= static_cast<uint64_t>(tie);
@@ -189,6 +193,25 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
   size_t i = 0;
 #if defined(FEDCODEC_LANES)
   using L = Lanes<Float>;
+  constexpr size_t kGroup = 4;
+  if (left == 0) {
+    for (; i + kGroup * L::kCount <= n; i += kGroup * L::kCount) {
+      unsigned chosen[kGroup];
+      unsigned any = 0;
+      for (size_t v = 0; v < kGroup; ++v) {
+        __builtin_prefetch(reinterpret_cast<const char*>(x + i + v * L::kCount) + kAhead);
+        chosen[v] = L::above(L::keys(x + i + v * L::kCount), threshold);
+        any |= chosen[v];
+      }
+      if (any == 0) continue;
+      for (size_t v = 0; v < kGroup; ++v) {
+        const size_t at = i + v * L::kCount;
+        L::compress(chosen[v], x + at, first + static_cast<uint32_t>(at), positions + kept,
+                    values + kept);
+        kept += static_cast<size_t>(popcount(chosen[v]));
+      }
+    }
+  }
   for (; i + L::kCount <= n; i += L::kCount) {
     const auto keys = L::keys(x + i);
     unsigned chosen = L::above(keys, threshold);
@@ -200,7 +223,7 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
     } else {
       for (; equal != 0 && left != 0; equal &= equal - 1, --left) chosen |= equal & (0 - equal);
     }
-    L::compress(chosen, x + i, static_cast<uint32_t>(i), positions + kept, values + kept);
+    L::compress(chosen, x + i, first + static_cast<uint32_t>(i), positions + kept, values + kept);
     kept += static_cast<size_t>(popcount(chosen));
   }
 #else
@@ -215,11 +238,34 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
   return kept;
 }
 
-size_t compact_f32(const float* x, size_t n, uint32_t threshold, uint64_t* ties,
+size_t compact_f32(const float* x, size_t n, uint32_t threshold, uint64_t* ties, uint32_t first,
                    uint32_t* positions, float* values) {
-  return compact(x, n, threshold, ties, positions, values);
+  return compact(x, n, threshold, ties, first, positions, values);
 }
-size_t compact_f64(const double* x, size_t n, uint64_t threshold, uint64_t* ties,
+size_t compact_f64(const double* x, size_t n, uint64_t threshold, uint64_t* ties, uint32_t first,
                    uint32_t* positions, double* values) {
-  return compact(x, n, threshold, ties, positions, values);
+  return compact(x, n, threshold, ties, first, positions, values);
+}
+
+template <class Float, class Key>
+size_t refine(Key threshold, uint64_t ties, uint32_t* positions, Float* values, size_t n) {
+  size_t kept = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const Float value = values[i];
+    const Key key = key_of(value);
+    const bool tie = key == threshold && ties != 0;
+    positions[kept] = positions[i];
+    values[kept] = value;
+    kept += static_cast<size_t>((key > threshold) | tie);
+    ties -= static_cast<uint64_t>(tie);
+  }
+  return kept;
+}
+
+size_t refine_f32(uint32_t threshold, uint64_t ties, uint32_t* positions, float* values, size_t n) {
+  return refine(threshold, ties, positions, values, n);
+}
+size_t refine_f64(uint64_t threshold, uint64_t ties, uint32_t* positions, double* values,
+                  size_t n) {
+  return refine(threshold, ties, positions, values, n);
 }

@@ -41,11 +41,17 @@ struct Kernels {
   void (*count_digits_f64)(const double* x, size_t n, uint64_t prefix, unsigned shift,
                            uint64_t* bins);
   // Keeps, in order, keys above `threshold` and the first *ties equal to it (counted down):
-  // position and value. n < 2^32; positions and values have room for n. Returns how many were kept.
+  // position, the first of x being `first`, and value. first + n <= 2^32; positions and values have
+  // room for n. Returns how many were kept.
   size_t (*compact_f32)(const float* x, size_t n, uint32_t threshold, uint64_t* ties,
-                        uint32_t* positions, float* values);
+                        uint32_t first, uint32_t* positions, float* values);
   size_t (*compact_f64)(const double* x, size_t n, uint64_t threshold, uint64_t* ties,
-                        uint32_t* positions, double* values);
+                        uint32_t first, uint32_t* positions, double* values);
+  // The same, in place, of n positions and values that were kept before.
+  size_t (*refine_f32)(uint32_t threshold, uint64_t ties, uint32_t* positions, float* values,
+                       size_t n);
+  size_t (*refine_f64)(uint64_t threshold, uint64_t ties, uint32_t* positions, double* values,
+                       size_t n);
   // How many keys are above `threshold`.
   size_t (*count_above_f32)(const float* x, size_t n, uint32_t threshold);
   size_t (*count_above_f64)(const double* x, size_t n, uint64_t threshold);

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 
 #include "fedcodec/kernels.h"
+#include "fedcodec/typed.h"
 
 namespace fedcodec {
 
@@ -19,23 +21,35 @@ struct Cut {
   uint64_t ties;
 };
 
+// What top-k keeps, in order of position; the buffers may be longer.
+template <class Float>
+struct TopK {
+  std::unique_ptr<uint32_t[]> positions;
+  std::unique_ptr<Float[]> values;
+};
+
 enum class Interpolation { kLinear, kLower, kHigher };
 
 // The cut that keeps exactly k; k is at most the number of elements. k = 0 gives infinity's key and
 // no ties.
-Cut<uint32_t> topk_threshold_f32(const Kernels& kernels, Parts<float> parts, uint64_t k);
-Cut<uint64_t> topk_threshold_f64(const Kernels& kernels, Parts<double> parts, uint64_t k);
+Cut<uint32_t> topk_threshold(const Kernels& kernels, Parts<float> parts, uint64_t k);
+Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64_t k);
+
+// What that cut keeps, of at most so many elements; reads them about once.
+constexpr uint64_t kMostInOnePass = uint64_t{1} << 32;
+TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k);
+TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k);
 
 // The key of element `rank` (from 0, below the number of elements) of the magnitudes in ascending
 // order.
-uint32_t order_statistic_f32(const Kernels& kernels, Parts<float> parts, uint64_t rank);
-uint64_t order_statistic_f64(const Kernels& kernels, Parts<double> parts, uint64_t rank);
+uint32_t order_statistic(const Kernels& kernels, Parts<float> parts, uint64_t rank);
+uint64_t order_statistic(const Kernels& kernels, Parts<double> parts, uint64_t rank);
 
 // The percentile (0 to 100) of the magnitudes, rounded down to the parts' type; 0 without elements.
-float percentile_threshold_f32(const Kernels& kernels, Parts<float> parts, double percentile,
-                               Interpolation interpolation);
-double percentile_threshold_f64(const Kernels& kernels, Parts<double> parts, double percentile,
-                                Interpolation interpolation);
+float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,
+                           Interpolation interpolation);
+double percentile_threshold(const Kernels& kernels, Parts<double> parts, double percentile,
+                            Interpolation interpolation);
 
 // The largest float that is not above a value >= 0; |x| > value exactly where |x| >
 // round_down(value).
