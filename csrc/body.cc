@@ -43,40 +43,11 @@ size_t item_size(Dtype dtype) {
 
 namespace {
 
-// The largest magnitude that some tensors can have: their values are bounded, and finite in their
-// dtypes.
-double largest_in(std::span<const Tensor> tensors, std::span<const size_t> members, double bound) {
-  double largest = 0;
-  for (size_t i : members) {
-    const Dtype dtype = tensors[i].dtype;
-    largest = std::max(largest, std::min(round_magnitude(dtype, bound), largest_of(dtype)));
-  }
-  return largest;
-}
-
-// Calls f(members, largest) for all that was parsed.
-template <class F>
-void for_each_bound(std::span<const Tensor> tensors, const Parsed& parsed, F&& f) {
-  if (!parsed.terms.empty()) f(parsed.floats, largest_in(tensors, parsed.floats, parsed.bound));
-  for (const ParsedGroup& group : parsed.groups) {
-    f(group.group.members, largest_in(tensors, group.group.members, group.values.bound));
-  }
-}
-
-// The largest magnitude that is added to a float32 accumulator.
-double largest_added(std::span<const Tensor> tensors, const Parsed& parsed, double weight,
-                     size_t start) {
-  double most = 0;
-  for_each_bound(tensors, parsed, [&](std::span<const size_t> members, double largest) {
-    const bool narrow = std::any_of(members.begin(), members.end(),
-                                    [&](size_t i) { return tensors[i].held == Dtype::kFloat32; });
-    const double added = std::abs(weight) * largest;
-    if (!std::isfinite(added) || (narrow && largest > largest_of(Dtype::kFloat32))) {
-      throw Malformed{"a weighted value is infinite", start};
-    }
-    if (narrow) most = std::max(most, added);
-  });
-  return most;
+// In the arithmetic of the sums themselves: rounding keeps order, so a bound stays one.
+template <class T>
+double raised(double bound, double weight, double largest) {
+  const T added = static_cast<T>(std::abs(weight)) * static_cast<T>(largest);
+  return static_cast<double>(static_cast<T>(bound) + added);
 }
 
 }  // namespace
@@ -98,15 +69,9 @@ size_t encode_body(const Plan& plan, uint64_t drawn, std::span<uint8_t> out) {
   return encoder.size();
 }
 
-double check_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop) {
+void check_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop) {
   Decoder decoder(plan);
-  double bound = 0;
-  for (const ParsedSegment& segment : parse_body(plan, decoder, payload, start, stop)) {
-    for_each_bound(plan.tensors, segment.coded, [&](std::span<const size_t>, double largest) {
-      bound = std::max(bound, largest);
-    });
-  }
-  return bound;
+  parse_body(plan, decoder, payload, start, stop);
 }
 
 void decode_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop) {
@@ -123,17 +88,20 @@ void decode_body(const Plan& plan, const uint8_t* payload, size_t start, size_t 
   }
 }
 
-double accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
-                       double weight, double bound) {
+Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
+                       double weight, Bounds bounds, bool dry) {
   Decoder decoder(plan);
   std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
-  double largest = 0;
+  LargestSink largest(plan.tensors);
   for (ParsedSegment& segment : body) {
     decoder.prepare(segment.coded);
-    largest = std::max(largest, largest_added(plan.tensors, segment.coded, weight, start));
+    decoder.measure(segment.coded, largest);
   }
-  if (!(bound + largest <= largest_of(Dtype::kFloat32)))
-    throw Malformed{"the sum could leave float32's range", start};
+  bounds.f32 = raised<float>(bounds.f32, weight, largest.found().f32);
+  bounds.f64 = raised<double>(bounds.f64, weight, largest.found().f64);
+  if (!std::isfinite(bounds.f32)) throw Malformed{"the sum could leave float32's range", start};
+  if (!std::isfinite(bounds.f64)) throw Malformed{"the sum could leave float64's range", start};
+  if (dry) return bounds;
   AccumulateSink sink(plan.kernels, plan.tensors, weight, decoder.scratch());
   for (const ParsedSegment& segment : body) {
     decoder.write(segment.coded, sink);
@@ -143,7 +111,7 @@ double accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
                             static_cast<double*>(to.data), decoder.scratch());
     }
   }
-  return largest;
+  return bounds;
 }
 
 std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,

@@ -286,7 +286,7 @@ def test_a_mean_never_leaves_its_dtype(dtype):
     values = np.array([largest, -largest, 1, 0], dtype)
     payload = fc.Raw().encode(values)
     rng = np.random.default_rng(0)
-    for weights in ([1.0], [0.1], [1e-38], *rng.uniform(0, 0.03, (20, 30))):
+    for weights in ([1.0], [0.1], [1.2e-38], *rng.uniform(0, 0.03, (20, 30))):
         server = fc.Aggregator(values)
         for weight in weights:
             server.add(payload, weight)
@@ -307,6 +307,22 @@ def test_weights_of_float32_sums_are_rounded_to_float32_and_so_cancel_out():
     exact = fc.Aggregator(dtype="float64")
     exact.add(fc.Raw().encode(np.array([1.5])), 2**24 + 1)
     assert exact.weight == 2**24 + 1
+
+
+def test_weights_that_float32_cannot_hold_are_refused():
+    payload = fc.Raw().encode(np.ones(1, np.float32))
+    least = float(np.finfo(np.float32).tiny)
+    server = fc.Aggregator()
+    for weight in (1e-46, 1e-40, least * (1 - 2.0**-20)):
+        with pytest.raises(ValueError, match=r"0 or from 1\.17549435e-38"):
+            server.add(payload, weight)
+    for weight in (0, least):
+        server.add(payload, weight)
+    assert server.weight == least
+    exact = fc.Aggregator(dtype="float64")
+    exact.add(payload, 1e-46)
+    assert exact.weight == 1e-46
+    assert exact.mean() == [1]
 
 
 def test_numbers_of_every_kind_are_weights():
@@ -448,7 +464,7 @@ def test_a_bad_state_is_refused_and_changes_nothing():
         {"sums": wrong},
         {"count": "many"},
         {"weight": "heavy"},
-        {"bound": "x"},
+        {"bounds": ["x", 0.0]},
     ):
         with pytest.raises(ValueError):  # noqa: PT011
             server.load_state_dict(good | changes)
@@ -653,7 +669,7 @@ def test_the_bound_holds_against_roundings_of_the_sum():
     step = fc.Raw().encode(np.array([1.5 * 2.0**104], np.float32))
     for _ in range(300):
         server.add(step)
-    assert float(server.state_dict()["sums"][0][0]) <= server.state_dict()["bound"]
+    assert float(server.state_dict()["sums"][0][0]) <= server.state_dict()["bounds"][0]
 
 
 @pytest.mark.parametrize("sum_dtype", ["float32", "float64"])
@@ -664,18 +680,10 @@ def test_sums_of_float64_tensors_have_float64s_range(text, sum_dtype):
     values = {"d": np.array([1e300, -1.0, 0.0]), "n": np.array([3])}
     codec = fc.parse(text)
     server = fc.Aggregator(values, dtype=sum_dtype)
-    several = "rules" in text
-    if several and sum_dtype == "float32":
-        # Of several packed segments the bound is one for all, float32 sums or not.
-        with pytest.raises(fc.DecodeError, match="range"):
-            server.add(codec.encode(values))
-        values["d"] = np.array([1e30, -1.0, 0.0])
     payload = codec.encode(values)
     server.add(payload)
     server.add(payload, 3)
     assert_same(server.mean(), values)
-    if several and sum_dtype == "float32":
-        return
     top = codec.encode(values | {"d": np.array([LIMIT64, 0, 0])})
     refused(server, top, fc.DecodeError, "range|infinit", 2)
     huge = codec.encode(values | {"d": np.array([1.7e308, 0, 0])})
@@ -684,12 +692,43 @@ def test_sums_of_float64_tensors_have_float64s_range(text, sum_dtype):
     assert np.isfinite(server.mean()["d"]).all()
 
 
-def test_float64_beside_float32_does_not_use_up_its_range():
-    values = {"d": np.array([1e300]), "f": np.array([1], np.float32)}
+@pytest.mark.parametrize("largest", [1e300, 2.0**127])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "raw",
+        "topk(1.0)",
+        "raw | zstd",
+        'rules(raw | zstd; "f" = int8)',
+        'rules(topk(1.0) | zstd; "h" = raw)',
+        "residual(topk(0.9); raw)",
+    ],
+)
+def test_float64_beside_float32_does_not_use_up_its_range(text, largest):
+    values = {"d": np.array([largest]), "f": np.ones(3, np.float32), "h": np.ones(2, np.float16)}
     server = fc.Aggregator(values)
     for _ in range(3):
-        server.add(fc.Raw().encode(values))
+        server.add(fc.parse(text).encode(values))
     assert_same(server.mean(), values)
+    assert server.state_dict()["bounds"][0] == 3
+
+
+def test_sums_up_to_float32s_largest_are_not_refused():
+    # The bound is rounded as the sum is, so what reaches the largest value exactly is no overflow.
+    values = np.array([LIMIT32, -LIMIT32], np.float32)
+    server = fc.Aggregator()
+    for _ in range(2):
+        server.add(fc.Raw().encode(values), 0.5)
+    assert_same(server.mean(), values)
+    refused(server, fc.Raw().encode(values), fc.DecodeError, "range", 1e-6)
+
+
+def test_a_refused_add_of_several_segments_adds_none_of_them():
+    values = {"a": np.ones(4, np.float32), "b": np.full(4, 3e38, np.float32)}
+    payload = fc.parse('rules(raw | zstd; "b" = raw)').encode(values)
+    server = fc.Aggregator(values)
+    server.add(payload)
+    refused(server, payload, fc.DecodeError, "float32's range")
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=str)

@@ -360,12 +360,12 @@ class Stretch {
   size_t stop_;
 };
 
-inline double check(const py::object& payload, const py::object& start, const py::object& stop,
-                    const py::object& tensors, const py::object& segments) {
+inline void check(const py::object& payload, const py::object& start, const py::object& stop,
+                  const py::object& tensors, const py::object& segments) {
   const Stretch body(payload, start, stop);
   const Arguments arguments(tensors, segments, Call::kShapes);
-  return compute([&](const Kernels& kernels) {
-    return check_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop());
+  compute([&](const Kernels& kernels) {
+    check_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop());
   });
 }
 
@@ -379,19 +379,22 @@ inline void decode(const py::object& payload, const py::object& start, const py:
   });
 }
 
-inline double accumulate(const py::object& payload, const py::object& start, const py::object& stop,
-                         const py::object& tensors, const py::object& segments,
-                         const py::object& accumulators, double weight, double bound) {
+inline std::pair<double, double> accumulate(const py::object& payload, const py::object& start,
+                                            const py::object& stop, const py::object& tensors,
+                                            const py::object& segments,
+                                            const py::object& accumulators, double weight,
+                                            std::pair<double, double> bounds, bool dry) {
   if (!std::isfinite(static_cast<float>(weight)))
     throw py::value_error("the weight is not a finite float32");
   const Stretch body(payload, start, stop);
   Arguments arguments(tensors, segments, Call::kShapes);
   arguments.set_accumulators(accumulators);
   arguments.require_apart(body.bytes());
-  return compute([&](const Kernels& kernels) {
+  const Bounds after = compute([&](const Kernels& kernels) {
     return accumulate_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop(),
-                           weight, bound);
+                           weight, {bounds.first, bounds.second}, dry);
   });
+  return {after.f32, after.f64};
 }
 
 // --- index sets by themselves
@@ -453,7 +456,7 @@ inline void bind_body(py::module_& m) {
         py::arg("segments"));
   m.def("accumulate", accumulate, py::arg("payload"), py::arg("start"), py::arg("stop"),
         py::arg("tensors"), py::arg("segments"), py::arg("accumulators"), py::arg("weight"),
-        py::arg("bound"));
+        py::arg("bounds"), py::arg("dry") = false);
   m.def("pack_sparse", pack_sparse, py::arg("positions"), py::arg("n"));
   m.def("unpack_sparse", unpack_sparse, py::arg("buffer"), py::arg("n"));
 }

@@ -79,6 +79,15 @@ class Decoder {
     }
   }
 
+  // What was prepared. One bound for several tensors serves where it is finite in all of them and
+  // their sums are of one type.
+  void measure(const Parsed& parsed, LargestSink& sink) {
+    if (!parsed.terms.empty() && !sink.take(parsed.floats, parsed.bound)) write(parsed, sink);
+    for (const ParsedGroup& group : parsed.groups) {
+      if (!sink.take(group.group.members, group.values.bound)) write_group(group, sink);
+    }
+  }
+
   void prepare(Parsed& parsed) {
     for (const ParsedGroup& group : parsed.groups) positions_.reserve(group.kept);
     if (parsed.terms.empty() || !parsed.sum.tensors.empty()) return;

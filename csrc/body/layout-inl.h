@@ -38,19 +38,6 @@ double overflow_of(Dtype dtype) {
   }
 }
 
-double largest_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat16:
-      return 65504.0;
-    case Dtype::kBfloat16:
-      return 0x1.FEp127;
-    case Dtype::kFloat32:
-      return std::numeric_limits<float>::max();
-    default:
-      return std::numeric_limits<double>::max();
-  }
-}
-
 // Rounding keeps order: what is at most `magnitude` stays at most the result, which may be
 // infinity.
 double round_magnitude(Dtype dtype, double magnitude) {

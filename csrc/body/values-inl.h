@@ -323,5 +323,47 @@ class FiniteSink : public Sink {
   std::span<const Tensor> tensors_;
 };
 
+// The largest magnitudes that go to float32 and to float64 sums; all are finite in their tensors'
+// dtypes.
+class LargestSink : public Sink {
+ public:
+  explicit LargestSink(std::span<const Tensor> tensors) : tensors_(tensors) {}
+
+  Bounds found() const { return found_; }
+
+  // False if a bound of some tensors' values is not enough to go by.
+  bool take(std::span<const size_t> members, double bound) {
+    for (size_t i : members) {
+      if (tensors_[i].held != tensors_[members[0]].held ||
+          !std::isfinite(fitted(tensors_[i], bound))) {
+        return false;
+      }
+    }
+    for (size_t i : members) raise(tensors_[i], bound);
+    return true;
+  }
+
+  void put(size_t tensor, uint64_t, const uint32_t*, Chunk x) override {
+    double largest = 0;
+    for (size_t i = 0; i < x.n; ++i) {
+      largest = std::max(largest, std::abs(x.f32 ? static_cast<double>(x.f32[i]) : x.f64[i]));
+    }
+    raise(tensors_[tensor], largest);
+  }
+
+ private:
+  static double fitted(const Tensor& tensor, double magnitude) {
+    return round_magnitude(tensor.held, round_magnitude(tensor.dtype, magnitude));
+  }
+
+  void raise(const Tensor& tensor, double magnitude) {
+    double& most = tensor.held == Dtype::kFloat32 ? found_.f32 : found_.f64;
+    most = std::max(most, fitted(tensor, magnitude));
+  }
+
+  std::span<const Tensor> tensors_;
+  Bounds found_ = {0, 0};
+};
+
 }  // namespace
 }  // namespace fedcodec

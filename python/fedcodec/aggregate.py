@@ -26,9 +26,6 @@ _MAX = {
     "float32": (2 - 2.0**-23) * 2.0**127,
     "float64": (2 - 2.0**-52) * 2.0**1023,
 }
-# Above what two roundings to float32 add to a sum, so that bounds stay above what they bound.
-_ROUNDINGS = 1 + 2.0**-22
-
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -104,8 +101,8 @@ class Aggregator:
             self._sums = self._zeros(self._spec)
         self.count = 0
         self.weight = 0.0
-        self._bound = 0.0  # of the float32 sums
-        self._wide_bound = 0.0  # of the sums of float64 tensors
+        # Of the magnitudes in float32 and in float64 sums: sums themselves, of what each payload adds at most.
+        self._bounds = 0.0, 0.0
         self._base: bytes | None = None
 
     @property
@@ -121,14 +118,15 @@ class Aggregator:
         ----------
         payload : bytes, bytearray, memoryview or uint8 array
         weight : float
-            Within float32's range and not negative, such as the client's number of samples. It is rounded to float32
-            unless dtype is float64.
+            Such as the client's number of samples: 0, or from the least normal number of `dtype` to float32's largest.
+            It is rounded to `dtype`.
 
         Raises
         ------
         DecodeError
-            If the bytes are not a valid payload or could overflow the sum; `SpecMismatch` if they have another spec or
-            base than the others. The sum is as before.
+            If the bytes are not a valid payload, or the largest magnitudes of all payloads, weighted, add up to more
+            than the largest float of the sum; `SpecMismatch` if they have another spec or base than the others. The sum
+            is as before.
         TypeError, ValueError
             If the weight is bad.
         """
@@ -141,18 +139,10 @@ class Aggregator:
                 f"the payload's base is {_hex(decoded.base)}, not {_hex(self._base)}"
             )
         sums = self._sums if self._spec is not None else self._first_sums(decoded)
-        # The coder by itself looks after float32 sums, and one job at a time.
-        wide = any(tensor.dtype == "float64" for tensor in decoded.spec.untied)
-        several = len(decoded.jobs) > 1
-        largest = pipeline.check(decoded) if wide or several else 0.0
-        if several and self.dtype == "float32":
-            _check_bound("float32", largest)
-            _check_bound("float32", self._bound + weight * largest)
-        wide_added = weight * largest if wide else 0.0
-        _check_bound("float64", self._wide_bound + wide_added)
-        added = pipeline.accumulate(decoded, sums, weight, self._bound)
+        self._bounds = pipeline.accumulate(decoded, sums, weight, self._bounds)
         self._spec, self._sums, self._base = decoded.spec, sums, decoded.base
-        self._count(1, weight, added, wide_added)
+        self.count += 1
+        self.weight += weight
 
     @_locked
     def merge(self, other: Aggregator) -> None:
@@ -177,8 +167,7 @@ class Aggregator:
             other._spec.require(self._spec)
         if self.count and other.count and other._base != self._base:
             raise SpecMismatch(f"the other's base is {_hex(other._base)}, not {_hex(self._base)}")
-        _check_bound("float32", self._bound + other._bound)
-        _check_bound("float64", self._wide_bound + other._wide_bound)
+        bounds = _added(self._bounds, other._bounds)
         if self._spec is None:
             self._spec, self._framework = other._spec, other._framework
             self._sums = self._zeros(other._spec)
@@ -186,7 +175,9 @@ class Aggregator:
             self._base = other._base
         for ours, theirs in zip(self._sums, other._sums, strict=True):
             ops.backend().accumulate(ours, theirs, 1.0)
-        self._count(other.count, other.weight, other._bound, other._wide_bound)
+        self._bounds = bounds
+        self.count += other.count
+        self.weight += other.weight
 
     @_locked
     def mean(self, framework: str | None = None) -> Any:
@@ -229,8 +220,7 @@ class Aggregator:
             "sums": [total.copy() for total in self._sums],
             "count": self.count,
             "weight": self.weight,
-            "bound": self._bound,
-            "wide_bound": self._wide_bound,
+            "bounds": list(self._bounds),
             "base": self._base,
         }
 
@@ -256,10 +246,11 @@ class Aggregator:
         if [(a.dtype, a.shape) for a in sums] != [(a.dtype, a.shape) for a in expected]:
             raise ValueError("state: the sums are not those of the spec")
         count, weight = int(state["count"]), float(state["weight"])
-        bound, wide_bound = float(state["bound"]), float(state["wide_bound"])
+        narrow, wide = state["bounds"]
+        bounds = float(narrow), float(wide)
         self._spec, self._sums, self._base = spec, sums, state["base"]
         self._framework = state["framework"]
-        self.count, self.weight, self._bound, self._wide_bound = count, weight, bound, wide_bound
+        self.count, self.weight, self._bounds = count, weight, bounds
 
     def _first_sums(self, decoded: pipeline.Decoded) -> list[Storage]:
         # Nothing else vouches for the size: the payload must be whole, and the limits hold for the sums too.
@@ -291,21 +282,24 @@ class Aggregator:
             value = float(weight)
         except OverflowError:
             value = math.inf
-        # In this range float64 sums of integers and of floats of 32 bits stay finite.
-        if not 0 <= value <= _MAX["float32"]:
-            raise ValueError(f"weight is {value}, it must be from 0 to float32's largest")
-        return float(np.float32(value)) if self.dtype == "float32" else value
-
-    def _count(self, count: int, weight: float, added: float, wide_added: float) -> None:
-        self.count += count
-        self.weight += weight
-        self._bound = min((self._bound + added) * _ROUNDINGS, _MAX["float32"])
-        self._wide_bound += wide_added
+        # Up to float32's largest, sums of integers stay finite; subnormal weights would not be those that were meant.
+        rounded = float(np.dtype(self.dtype).type(value)) if value <= _MAX["float32"] else value
+        least = float(np.finfo(self.dtype).tiny)
+        if not (weight == 0 or least <= rounded <= _MAX["float32"]):
+            raise ValueError(
+                f"weight is {value}, it must be 0 or from {least:.9g} to {_MAX['float32']:.9g}"
+            )
+        return rounded
 
 
-def _check_bound(dtype: str, bound: float) -> None:
-    if not bound <= _MAX[dtype]:
-        raise DecodeError(f"the sum could leave the range of {dtype}")
+def _added(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    with np.errstate(over="ignore"):
+        narrow = float(np.float32(first[0]) + np.float32(second[0]))
+    wide = first[1] + second[1]
+    for dtype, bound in (("float32", narrow), ("float64", wide)):
+        if not math.isfinite(bound):
+            raise DecodeError(f"the sum could leave {dtype}'s range")
+    return narrow, wide
 
 
 def _rounded(mean: Storage, tensor: TensorSpec) -> Storage:

@@ -21,7 +21,7 @@ values travel as varint length and bytes, whatever their size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate as running_sum
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ Coder = tuple[Any, ...]
 Segment = tuple[Sequence[int], Coder]
 
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64, BOOL = 1, 2, 3, 4, 16
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+_ROUNDINGS = 1 + 2.0**-20  # more than the rounding of a sum can add
 _EXACT = {
     8: "i1",
     9: "<i2",
@@ -85,6 +85,13 @@ class _Piece(NamedTuple):
     tensor: int
     positions: Array | None
     values: Array
+
+
+class _Coded(NamedTuple):
+    """What a group or a sum decodes to, and a bound of its magnitudes before they are rounded to a narrower dtype."""
+
+    pieces: list[_Piece]
+    bound: float
 
 
 def _size(tensor: Tensor) -> int:
@@ -142,7 +149,7 @@ def _pieces(group: _Group, positions: Array | None, values: Array) -> Iterator[_
 
 
 def _dense(
-    tensors: Sequence[Tensor], floats: Sequence[int], pieces: list[_Piece]
+    tensors: Sequence[Tensor], floats: Sequence[int], pieces: Iterable[_Piece]
 ) -> dict[int, Array]:
     """The pieces as whole tensors in the type that their sums are made in."""
     whole = {i: np.zeros(_size(tensors[i]), _work(tensors[i][1])) for i in floats}
@@ -386,26 +393,27 @@ class _Decoder:
             raise DecodeError("padding bits are not zero", self.reader.offset - 1)
         return bits
 
-    def body(self, segments: Sequence[Segment]) -> tuple[list[_Piece], dict[int, Array]]:
+    def body(self, segments: Sequence[Segment]) -> tuple[list[_Coded], dict[int, Array]]:
         """Read everything: the floats' pieces in their storage, and the other tensors' elements."""
-        pieces: list[_Piece] = []
+        coded: list[_Coded] = []
         exact: dict[int, Array] = {}
         for indices, coder in segments:
             floats = _floats(self.tensors, indices)
             start = self.reader.offset
-            for piece in self.coder(coder, floats):
-                dtype = self.tensors[piece.tensor][1]
-                values, wrong = _cast(piece.values, dtype, self.ops)
-                if wrong is not None:
-                    raise DecodeError(
-                        f"a value decodes to infinity in {dtypes.BY_ID[dtype].name}", start
-                    )
-                pieces.append(piece._replace(values=values))
+            for pieces, bound in self.coder(coder, floats):
+                coded.append(_Coded([self.stored(piece, start) for piece in pieces], bound))
             for i in indices:
                 if i not in floats:
                     exact[i] = self.exact(self.tensors[i])
         self.reader.end()
-        return pieces, exact
+        return coded, exact
+
+    def stored(self, piece: _Piece, start: int) -> _Piece:
+        dtype = self.tensors[piece.tensor][1]
+        values, wrong = _cast(piece.values, dtype, self.ops)
+        if wrong is not None:
+            raise DecodeError(f"a value decodes to infinity in {dtypes.BY_ID[dtype].name}", start)
+        return piece._replace(values=values)
 
     def exact(self, tensor: Tensor) -> Array:
         start = self.reader.offset
@@ -415,20 +423,25 @@ class _Decoder:
             raise DecodeError("a bool is neither 0 nor 1", start + wrong)
         return elements
 
-    def coder(self, coder: Coder, floats: list[int]) -> list[_Piece]:
+    def coder(self, coder: Coder, floats: list[int]) -> list[_Coded]:
         kind, one, two = coder
         if kind == "residual":
-            first = _dense(self.tensors, floats, self.coder(one, floats))
-            return _sum(first, _dense(self.tensors, floats, self.coder(two, floats)))
-        pieces: list[_Piece] = []
+            terms = [self.coder(term, floats) for term in (one, two)]
+            first, second = (
+                _dense(self.tensors, floats, (piece for coded in term for piece in coded.pieces))
+                for term in terms
+            )
+            bound = sum(max((coded.bound for coded in term), default=0.0) for term in terms)
+            return [_Coded(_sum(first, second), bound * _ROUNDINGS)]
+        coded = []
         for group in _groups(self.tensors, floats, one):
             if group.n == 0:
                 continue
             positions = self.positions(one, two, group)
             m = group.n if positions is None else positions.size
-            values = self.values(two, group, m) if m else np.zeros(0, np.float32)
-            pieces.extend(_pieces(group, positions, values))
-        return pieces
+            values, bound = self.values(two, group, m) if m else (np.zeros(0, np.float32), 0.0)
+            coded.append(_Coded(list(_pieces(group, positions, values)), bound))
+        return coded
 
     def positions(self, select: Any, quantize: Any, group: _Group) -> Array | None:
         if select is None:
@@ -458,14 +471,14 @@ class _Decoder:
         self.reader.take(used)
         return positions
 
-    def values(self, quantize: Any, group: _Group, m: int) -> Array:
+    def values(self, quantize: Any, group: _Group, m: int) -> tuple[Array, float]:
+        """Read the values of a group, and bound them: of codes by what their scales allow."""
         ops = self.ops
         if _travels_raw(quantize, group, m):
-            return self.floats(group.dtype, m)
-        if quantize[0] == "cast":
-            return self.floats(quantize[1], m)
-        values: Array
-        if quantize[0] == "integer":
+            values = self.floats(group.dtype, m)
+        elif quantize[0] == "cast":
+            values = self.floats(quantize[1], m)
+        elif quantize[0] == "integer":
             bits = quantize[1]
             grid = _grid(quantize, group, m)
             scales = self.magnitudes(grid[1])
@@ -474,15 +487,17 @@ class _Decoder:
                 if bits == 8
                 else ops.unpack_codes(self.bits(m * bits), bits, m)
             )
-            values = ops.dequantize(codes, scales, bits, *grid)
+            with np.errstate(over="ignore"):
+                bound = scales.max(initial=0.0) * np.float32((1 << (bits - 1)) - 1)
+            return ops.dequantize(codes, scales, bits, *grid), float(bound)
         elif quantize[0] == "sign":
             magnitude = float(self.magnitudes(1)[0])
-            values = ops.unpack_signs(self.bits(m), magnitude, m)
+            return ops.unpack_signs(self.bits(m), magnitude, m), magnitude
         else:
             start = self.reader.offset
             data = bytes(self.reader.take(self.reader.varint()))
             values = _decode_python(quantize[1], data, m, start)
-        return values
+        return values, _magnitude(values)
 
 
 def _open(
@@ -492,7 +507,7 @@ def _open(
     tensors: Sequence[Tensor],
     segments: Sequence[Segment],
     ops: ModuleType,
-) -> tuple[list[_Piece], dict[int, Array]]:
+) -> tuple[list[_Coded], dict[int, Array]]:
     return _Decoder(payload, start, stop, tensors, ops).body(segments)
 
 
@@ -506,8 +521,8 @@ def decode(
     ops: ModuleType,
 ) -> None:
     """Write the body ``payload[start:stop]`` into the tensors' arrays, or raise `DecodeError` and write nothing."""
-    pieces, exact = _open(payload, start, stop, tensors, segments, ops)
-    for i, positions, values in pieces:
+    coded, exact = _open(payload, start, stop, tensors, segments, ops)
+    for i, positions, values in (piece for pieces, _ in coded for piece in pieces):
         if positions is None:
             tensors[i][0][...] = values
         else:
@@ -517,9 +532,32 @@ def decode(
         tensors[i][0][...] = elements.view(np.uint8)
 
 
-def _largest(tensors: Sequence[Tensor], piece: _Piece, ops: ModuleType) -> float:
-    values = _widened(piece.values, tensors[piece.tensor][1], ops)
+def _magnitude(values: Array) -> float:
     return float(np.abs(values).max(initial=0.0))
+
+
+def _largest(
+    coded: _Coded, tensors: Sequence[Tensor], sums: Sequence[Array], ops: ModuleType
+) -> list[tuple[np.dtype[Any], float]]:
+    """Bound what goes to each sum, with the sum's dtype.
+
+    One bound for several tensors serves where it is finite in all of them and their sums are of one dtype.
+    """
+    kinds = [sums[piece.tensor].dtype for piece in coded.pieces]
+
+    def fitted(piece: _Piece, magnitude: float) -> float:
+        dtype = tensors[piece.tensor][1]
+        storage, _ = _cast(np.array([magnitude]), dtype, ops)
+        with np.errstate(over="ignore"):
+            return float(_widened(storage, dtype, ops).astype(sums[piece.tensor].dtype)[0])
+
+    bounds = [fitted(piece, coded.bound) for piece in coded.pieces]
+    if len(set(kinds)) > 1 or not all(map(math.isfinite, bounds)):
+        bounds = [
+            fitted(piece, _magnitude(_widened(piece.values, tensors[piece.tensor][1], ops)))
+            for piece in coded.pieces
+        ]
+    return list(zip(kinds, bounds, strict=True))
 
 
 def accumulate(
@@ -530,27 +568,31 @@ def accumulate(
     segments: Sequence[Segment],
     accumulators: Sequence[Array],
     weight: float,
-    bound: float,
+    bounds: tuple[float, float],
+    dry: bool = False,
     *,
     ops: ModuleType,
-) -> float:
+) -> tuple[float, float]:
     """Add `weight` times the decoded body to the accumulators, or raise `DecodeError` and add nothing.
 
-    `bound` is at least what every float32 accumulator can hold by now; the result, to be added to it, is the largest
-    magnitude that this call has added to one. Other tensors than floats go to float64 accumulators.
+    `bounds` are what the magnitudes in float32 and in float64 accumulators cannot exceed so far; the result is the same
+    after this call. Tensors that are no floats go to float64 accumulators, which they cannot overflow, and are not
+    counted. `dry` adds nothing.
     """
-    pieces, exact = _open(payload, start, stop, tensors, segments, ops)
-    added = 0.0
-    for piece in pieces:
-        narrow = accumulators[piece.tensor].dtype == np.float32
-        largest = _largest(tensors, piece, ops)
-        if not math.isfinite(weight * largest) or (narrow and largest > FLOAT32_MAX):
-            raise DecodeError("a weighted value is infinite", start)
-        if narrow:
-            added = max(added, abs(weight) * largest)
-    if not bound + added <= FLOAT32_MAX:
-        raise DecodeError("the sum could leave float32's range", start)
-    for i, positions, storage in pieces:
+    coded, exact = _open(payload, start, stop, tensors, segments, ops)
+    largest = [found for part in coded for found in _largest(part, tensors, accumulators, ops)]
+    after = []
+    for name, bound in zip(("float32", "float64"), bounds, strict=True):
+        kind = np.dtype(name).type
+        most = max((magnitude for dtype, magnitude in largest if dtype == kind), default=0.0)
+        # In the arithmetic of the sums themselves: rounding keeps order, so a bound stays one.
+        with np.errstate(over="ignore", invalid="ignore"):
+            after.append(float(kind(bound) + kind(abs(weight)) * kind(most)))
+        if not math.isfinite(after[-1]):
+            raise DecodeError(f"the sum could leave {name}'s range", start)
+    if dry:
+        return after[0], after[1]
+    for i, positions, storage in (piece for pieces, _ in coded for piece in pieces):
         values = _widened(storage, tensors[i][1], ops)
         if values.dtype == np.float64 and accumulators[i].dtype == np.float32:
             values = ops.narrow(values, "float32")
@@ -560,7 +602,7 @@ def accumulate(
             ops.accumulate_sparse(accumulators[i], positions, values, weight)
     for i, elements in exact.items():
         ops.accumulate(accumulators[i], elements.astype(np.float64), weight)
-    return added
+    return after[0], after[1]
 
 
 def check(
@@ -571,7 +613,6 @@ def check(
     segments: Sequence[Segment],
     *,
     ops: ModuleType,
-) -> float:
-    """Validate the body ``payload[start:stop]`` and return its largest float magnitude."""
-    pieces, _ = _open(payload, start, stop, tensors, segments, ops)
-    return max((_largest(tensors, piece, ops) for piece in pieces), default=0.0)
+) -> None:
+    """Validate the body ``payload[start:stop]``, or raise `DecodeError`."""
+    _open(payload, start, stop, tensors, segments, ops)

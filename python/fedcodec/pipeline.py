@@ -154,33 +154,32 @@ def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
         _run("decode", job.segments, job.source, job.start, job.stop, own, job.segments)
 
 
-def check(decoded: Decoded) -> float:
-    """Check the body wholly and return a bound of its magnitudes."""
+def check(decoded: Decoded) -> None:
+    """Check the body wholly."""
     tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
-    largest = 0.0
     for job in decoded.jobs:
         own = [tensors[i] for i in job.indices]
-        found = _run("check", job.segments, job.source, job.start, job.stop, own, job.segments)
-        largest = max(largest, float(found))
-    return largest
+        _run("check", job.segments, job.source, job.start, job.stop, own, job.segments)
 
 
 def accumulate(
-    decoded: Decoded, accumulators: Sequence[Storage], weight: float, bound: float
-) -> float:
-    """Add weight * values; return the largest magnitude added. Raises `DecodeError` and adds nothing.
+    decoded: Decoded, accumulators: Sequence[Storage], weight: float, bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Add weight * values, or raise `DecodeError` and add nothing.
 
-    Of more than one job the caller has made sure by `check`.
+    `bounds` are what the magnitudes in float32 and in float64 sums cannot exceed, before and returned after.
     """
     tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
-    added = 0.0
-    for job in decoded.jobs:
-        own = [tensors[i] for i in job.indices]
-        sums = [accumulators[i] for i in job.indices]
-        place = job.source, job.start, job.stop
-        found = _run("accumulate", job.segments, *place, own, job.segments, sums, weight, bound)
-        added = max(added, float(found))
-    return added
+    after = bounds
+    for dry in (True, False) if len(decoded.jobs) > 1 else (False,):
+        for job in decoded.jobs:
+            own = [tensors[i] for i in job.indices]
+            sums = [accumulators[i] for i in job.indices]
+            place = job.source, job.start, job.stop
+            arguments = *place, own, job.segments, sums, weight, bounds, dry
+            narrow, wide = _run("accumulate", job.segments, *arguments)
+            after = max(after[0], narrow), max(after[1], wide)
+    return after
 
 
 def decode(

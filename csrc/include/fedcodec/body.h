@@ -101,14 +101,19 @@ struct NonFinite {
 size_t body_bound(const Plan& plan);
 size_t encode_body(const Plan& plan, uint64_t drawn, std::span<uint8_t> out);
 
-// Each validates payload[start, stop) wholly and only then writes; throws Malformed. The result is
-// the largest magnitude that the coded floats can decode to, or with a weight that of what was
-// added.
-double check_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop);
+// What the magnitudes of float32 and of float64 sums cannot exceed. Sums of tensors that are no
+// floats are not counted: they cannot reach the end of float64.
+struct Bounds {
+  double f32;
+  double f64;
+};
+
+// Each validates payload[start, stop) wholly and only then writes; throws Malformed.
+void check_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop);
 void decode_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop);
-// `bound` is the largest magnitude that the accumulators can hold so far.
-double accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
-                       double weight, double bound);
+// Takes the bounds of the sums so far and returns those after; `dry` adds nothing.
+Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
+                       double weight, Bounds bounds, bool dry);
 
 // The index set of a group of n elements by itself; positions are strictly increasing and below n.
 std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,
