@@ -455,16 +455,45 @@ def test_a_bad_state_is_refused_and_changes_nothing():
     before = copy.deepcopy(server)
     good = server.state_dict()
     wrong = [np.zeros(total.shape, np.float16) for total in good["sums"]]
+
+    def spoiled(number, value):
+        sums = [total.copy() for total in good["sums"]]
+        sums[number][0] = value
+        return sums
+
     for changes in (
         {"version": 2},
         {"dtype": "float64"},
         {"spec": b"\xff"},
         {"spec": None},
+        {"spec": "text"},
+        {"framework": "fortran"},
+        {"framework": 3},
+        {"base": b"short"},
+        {"base": "12345678"},
         {"sums": good["sums"][1:]},
+        {"sums": None},
+        {"sums": 3},
+        {"sums": spoiled(0, np.nan)},
+        {"sums": spoiled(0, -np.inf)},
+        {"sums": spoiled(0, 1.01 * good["bound"])},
+        {"sums": spoiled(-1, np.inf)},
         {"sums": wrong},
         {"count": "many"},
+        {"count": -1},
+        {"count": 0},
+        {"count": None},
         {"weight": "heavy"},
-        {"bounds": ["x", 0.0]},
+        {"weight": math.nan},
+        {"weight": -1.0},
+        {"weight": math.inf},
+        {"weight": 10**400},
+        {"weight": None},
+        {"bound": "x"},
+        {"bound": math.nan},
+        {"bound": -1.0},
+        {"bound": 1e39},
+        {"wide_bound": math.inf},
     ):
         with pytest.raises(ValueError):  # noqa: PT011
             server.load_state_dict(good | changes)
@@ -472,6 +501,9 @@ def test_a_bad_state_is_refused_and_changes_nothing():
     for name in good:
         with pytest.raises(ValueError, match=name):
             server.load_state_dict({k: v for k, v in good.items() if k != name})
+    for no_dict in ([], None, "state", list(good)):
+        with pytest.raises(TypeError, match="state is a"):
+            server.load_state_dict(no_dict)
     assert_equal_state(server, before)
 
 
@@ -669,7 +701,7 @@ def test_the_bound_holds_against_roundings_of_the_sum():
     step = fc.Raw().encode(np.array([1.5 * 2.0**104], np.float32))
     for _ in range(300):
         server.add(step)
-    assert float(server.state_dict()["sums"][0][0]) <= server.state_dict()["bounds"][0]
+    assert float(server.state_dict()["sums"][0][0]) <= server.state_dict()["bound"]
 
 
 @pytest.mark.parametrize("sum_dtype", ["float32", "float64"])
@@ -710,7 +742,7 @@ def test_float64_beside_float32_does_not_use_up_its_range(text, largest):
     for _ in range(3):
         server.add(fc.parse(text).encode(values))
     assert_same(server.mean(), values)
-    assert server.state_dict()["bounds"][0] == 3
+    assert server.state_dict()["bound"] == 3
 
 
 def test_sums_up_to_float32s_largest_are_not_refused():

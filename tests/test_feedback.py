@@ -643,6 +643,13 @@ def spoiled(state, **changes):
         ({"version": 99}, "version"),
         ({"codec": "int8"}, "codec"),
         ({"spec": b"\x07"}, "structure"),
+        ({"spec": "text"}, "spec is 'text'"),
+        ({"spec": None}, "not that of the spec"),
+        ({"sequence": -1}, "sequence"),
+        ({"sequence": "3"}, "sequence"),
+        ({"sequence": 1 << 64}, "sequence"),
+        ({"residual": [1, 2]}, "residual"),
+        ({"compensated": {}}, "compensated of 'w1'"),
         ({"residual": {}}, "residual of 'w1'"),
         ({"missed": None}, "go together"),
         ({"compensated": None}, "go together"),
@@ -663,6 +670,7 @@ def test_a_bad_state_is_refused_and_changes_nothing(changes, message):
             | {
                 "residual": before["residual"] | {"w1": before["residual"]["w1"].astype(np.float64)}
             },
+            before | {"residual": before["residual"] | {"w1": before["residual"]["w1"] * np.nan}},
         ]
     for state in bad:
         with pytest.raises(ValueError, match=message):
@@ -671,4 +679,6 @@ def test_a_bad_state_is_refused_and_changes_nothing(changes, message):
     for name in before:
         with pytest.raises(ValueError, match=name):
             client.load_state_dict({k: v for k, v in before.items() if k != name})
+    with pytest.raises(TypeError, match="state is a list"):
+        client.load_state_dict(list(before.items()))
     assert_states(client.state_dict(), before)

@@ -16,7 +16,7 @@ LAYERS = [
     ["ops"],
     ["spec"],
     ["arrays"],
-    ["shared"],
+    ["shared", "state"],
     ["codec", "body"],
     ["registry"],
     ["codecs", "text"],

@@ -13,11 +13,12 @@ import numpy as np
 
 from . import arrays, dtypes, ops, pipeline
 from .arrays import Storage
+from .digests import DIGEST_BYTES
 from .errors import BackendError, DecodeError, SpecMismatch
 from .limits import Limits
-from .reader import Reader
 from .shared import Shared
 from .spec import Spec, TensorSpec
+from .state import State
 
 _STATE_VERSION = 1
 _MAX = {
@@ -220,7 +221,8 @@ class Aggregator:
             "sums": [total.copy() for total in self._sums],
             "count": self.count,
             "weight": self.weight,
-            "bounds": list(self._bounds),
+            "bound": self._bounds[0],
+            "wide_bound": self._bounds[1],
             "base": self._base,
         }
 
@@ -230,27 +232,41 @@ class Aggregator:
 
         Raises
         ------
+        TypeError
+            If it is no dict.
         ValueError
-            If it is of another version or dtype, or its sums are not what its spec says; the state is as before.
+            If it is of another version or dtype, or no aggregator can have come to it; the state is as before.
         """
-        for key, wanted in (("version", _STATE_VERSION), ("dtype", self.dtype)):
-            if state.get(key) != wanted:
-                raise ValueError(f"state: {key} is {state.get(key)!r}, not {wanted!r}")
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise ValueError(f"state: {', '.join(sorted(missing))} not in it")
-        data = state["spec"]
-        spec = None if data is None else Spec.read(Reader(data), max_tensors=len(data))
-        expected = [] if spec is None else self._zeros(spec)
-        sums = [np.array(total) for total in state["sums"]]
-        if [(a.dtype, a.shape) for a in sums] != [(a.dtype, a.shape) for a in expected]:
+        found = State(state, {"version": _STATE_VERSION, "dtype": self.dtype})
+        spec, count, weight = found.spec(), found.count("count"), found.number("weight")
+        bounds = found.number("bound"), found.number("wide_bound")
+        framework, base = found["framework"], found["base"]
+        known = framework in arrays.FRAMEWORKS
+        found.require(known, "framework", f"one of {arrays.FRAMEWORKS}")
+        valid = base is None or (isinstance(base, bytes) and len(base) == DIGEST_BYTES)
+        found.require(valid, "base", f"None or {DIGEST_BYTES} bytes")
+        found.require(bounds[0] <= _MAX["float32"], "bound", "a float32")
+        empty = not (weight or any(bounds) or base)
+        found.require(empty if count == 0 else spec is not None, "count", "that of the sums")
+        sums, tensors = found["sums"], () if spec is None else spec.untied
+        if not isinstance(sums, (list, tuple)) or len(sums) != len(tensors):
             raise ValueError("state: the sums are not those of the spec")
-        count, weight = int(state["count"]), float(state["weight"])
-        narrow, wide = state["bounds"]
-        bounds = float(narrow), float(wide)
-        self._spec, self._sums, self._base = spec, sums, state["base"]
-        self._framework = state["framework"]
+        sums = [
+            self._loaded(total, tensor, bounds) for total, tensor in zip(sums, tensors, strict=True)
+        ]
+        self._spec, self._sums, self._base, self._framework = spec, sums, base, framework
         self.count, self.weight, self._bounds = count, weight, bounds
+
+    def _loaded(self, total: Any, tensor: TensorSpec, bounds: tuple[float, float]) -> Storage:
+        found, dtype = np.asarray(total).copy(), self._sum_dtype(tensor)
+        if found.dtype != dtype or found.shape != (tensor.size,):
+            raise ValueError(
+                f"state: the sum of {tensor.name!r} is not {tensor.size} values of {dtype}"
+            )
+        bound = bounds[dtype == "float64"] if _is_float(tensor) else _MAX["float64"]
+        if not np.abs(found).max(initial=0) <= bound:
+            raise ValueError(f"state: the sum of {tensor.name!r} is beyond its bound")
+        return found
 
     def _first_sums(self, decoded: pipeline.Decoded) -> list[Storage]:
         # Nothing else vouches for the size: the payload must be whole, and the limits hold for the sums too.
@@ -272,7 +288,7 @@ class Aggregator:
         return [np.zeros(tensor.size, self._sum_dtype(tensor)) for tensor in spec.untied]
 
     def _sum_dtype(self, tensor: TensorSpec) -> str:
-        narrow = dtypes.BY_NAME[tensor.dtype].is_float and tensor.dtype != "float64"
+        narrow = _is_float(tensor) and tensor.dtype != "float64"
         return self.dtype if narrow else "float64"
 
     def _checked(self, weight: float) -> float:
@@ -302,9 +318,12 @@ def _added(first: tuple[float, float], second: tuple[float, float]) -> tuple[flo
     return narrow, wide
 
 
+def _is_float(tensor: TensorSpec) -> bool:
+    return dtypes.BY_NAME[tensor.dtype].is_float
+
+
 def _rounded(mean: Storage, tensor: TensorSpec) -> Storage:
-    dtype = dtypes.BY_NAME[tensor.dtype]
-    if dtype.is_float:
+    if _is_float(tensor):
         # A mean is within its values, but the roundings of its sum need not be.
         np.clip(mean, -_MAX[tensor.dtype], _MAX[tensor.dtype], out=mean)
         return mean if tensor.dtype == "float64" else ops.backend().narrow(mean, tensor.dtype)

@@ -18,6 +18,7 @@ from .errors import BackendError
 from .spec import MAX_DIMENSIONS, Spec, TensorSpec
 
 Storage: TypeAlias = npt.NDArray[Any]
+FRAMEWORKS = ("numpy", "torch", "jax")
 
 
 class Update(NamedTuple):
@@ -84,9 +85,9 @@ def build(spec: Spec, storage: Sequence[Storage], framework: str) -> Any:
     ImportError
         If it is not installed.
     """
-    make = {"numpy": _numpy_array, "torch": _torch_tensor, "jax": _jax_array}.get(framework)
-    if make is None:
-        raise ValueError(f"unknown framework {framework!r}: one of 'numpy', 'torch', 'jax'")
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"unknown framework {framework!r}: one of {FRAMEWORKS}")
+    make = {"numpy": _numpy_array, "torch": _torch_tensor, "jax": _jax_array}[framework]
     untied = iter(storage)
     values: list[Any] = []
     for tensor in spec.tensors:

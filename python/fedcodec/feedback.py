@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy.typing as npt
 from . import arrays, ops, pipeline
 from .arrays import Storage
 from .codec import Codec, Framing
-from .reader import Reader
+from .errors import NonFiniteError
 from .shared import Shared
 from .spec import Spec
+from .state import State
 from .text import parse
 
 _STATE_VERSION = 1
@@ -184,20 +185,15 @@ class ErrorFeedback:
 
         Raises
         ------
+        TypeError
+            If it is no dict.
         ValueError
-            If it is of another version or codec, or its arrays are not what its spec says; the state is as before.
+            If it is of another version or codec, or no feedback can have come to it; the state is as before.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(f"state: version is {state.get('version')}, not {_STATE_VERSION}")
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise ValueError(f"state: {', '.join(sorted(missing))} not in it")
-        if state["codec"] != str(self.codec):
-            raise ValueError(f"state: codec is {state['codec']!r}, not {str(self.codec)!r}")
-        sequence = int(state["sequence"])
-        spec = None if state["spec"] is None else _read_spec(state["spec"])
+        found = State(state, {"version": _STATE_VERSION, "codec": str(self.codec)})
+        spec, sequence = found.spec(), found.count("sequence")
         residual, compensated, missed = (
-            _flat(state[key], spec, key) for key in ("residual", "compensated", "missed")
+            _flat(found, spec, key) for key in ("residual", "compensated", "missed")
         )
         if (compensated is None) != (missed is None):
             raise ValueError("state: compensated and missed go together")
@@ -258,23 +254,21 @@ def _shaped(floats: Floats, spec: Spec) -> dict[str, Storage]:
     return shaped
 
 
-def _flat(state: dict[str, Any] | None, spec: Spec | None, key: str) -> Floats | None:
-    if state is None or spec is None:
+def _flat(state: State, spec: Spec | None, key: str) -> Floats | None:
+    arrays_by_name = state[key]
+    if arrays_by_name is None:
         return None
+    if spec is None or not isinstance(arrays_by_name, Mapping):
+        raise ValueError(f"state: {key} is not that of the spec")
     floats: Floats = []
     for tensor in spec.untied:
         if tensor.dtype not in ("float16", "bfloat16", "float32", "float64"):
             floats.append(None)
             continue
         dtype = np.float64 if tensor.dtype == "float64" else np.float32
-        array = np.asarray(state.get(tensor.name)).copy()
-        if array.dtype != dtype or array.shape != tensor.shape:
-            wanted = f"{tensor.shape} of {dtype.__name__}"
+        array = np.asarray(arrays_by_name.get(tensor.name)).copy()
+        if array.dtype != dtype or array.shape != tensor.shape or not np.isfinite(array).all():
+            wanted = f"{tensor.shape} of finite {dtype.__name__}"
             raise ValueError(f"state: {key} of {tensor.name!r} is not {wanted}")
         floats.append(array.reshape(-1))
     return floats
-
-
-def _read_spec(data: bytes) -> Spec:
-    reader = Reader(data)
-    return Spec.read(reader, max_tensors=len(data))

@@ -1,0 +1,59 @@
+"""Saved states, read with the care that a stranger's bytes get."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .reader import Reader
+from .spec import Spec
+
+
+class State:
+    """A state that someone saved: every look at it checks what is found.
+
+    Parameters
+    ----------
+    state : mapping of str to anything
+    fixed : dict
+        What must be in it as it is.
+    """
+
+    def __init__(self, state: Any, fixed: dict[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state is a {type(state).__name__}, not a dict")
+        self._state = state
+        for key, wanted in fixed.items():
+            if self[key] != wanted:
+                raise ValueError(f"state: {key} is {self[key]!r}, not {wanted!r}")
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._state:
+            raise ValueError(f"state: {key} not in it")
+        return self._state[key]
+
+    def require(self, holds: bool, key: str, what: str) -> None:
+        """Raise `ValueError` that says what `key` must be, unless it holds."""
+        if not holds:
+            raise ValueError(f"state: {key} is {self._state.get(key)!r}, it must be {what}")
+
+    def count(self, key: str) -> int:
+        """Return an integer from 0 to 2^64 - 1."""
+        value = self[key]
+        valid = isinstance(value, int) and 0 <= value < 1 << 64
+        self.require(valid, key, "an integer from 0 to 2^64 - 1")
+        return int(value)
+
+    def number(self, key: str) -> float:
+        """Return a finite number that is not negative."""
+        value = self[key]
+        valid = isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
+        self.require(valid, key, "a finite number from 0 on")
+        return float(value)
+
+    def spec(self) -> Spec | None:
+        """Return the spec, if there is one."""
+        data = self["spec"]
+        self.require(data is None or isinstance(data, bytes), "spec", "None or bytes")
+        return None if data is None else Spec.read(Reader(data), max_tensors=len(data))
