@@ -402,6 +402,34 @@ def test_a_sum_beyond_float32_is_refused_by_name():
     assert fc.decode(client.encode({"big": -values["big"]}))["big"][0] == -LIMIT32
 
 
+def test_reset_is_the_way_on_where_the_residual_does_not_fit():
+    client = fc.ErrorFeedback("raw")
+    with pytest.raises(fc.NonFiniteError) as caught:
+        client.encode({"half": np.array([np.inf], np.float16)})
+    assert "residual" not in str(caught.value)
+    values = {"half": np.array([6e4], np.float16)}
+    client.encode(values)
+    client.reject()
+    with pytest.raises(fc.NonFiniteError, match=r"'half'.*residual.*reset\(\)") as caught:
+        client.encode(values)
+    assert caught.value.tensor == "half"
+    client.reset()
+    assert client.residual is None
+    assert_same(fc.decode(client.encode(values)), values)
+    client.reset()  # of what is pending too
+    assert not client.pending
+    assert client.sequence == 2
+    with pytest.raises(fc.SpecMismatch):
+        client.encode({"other": values["half"]})
+    assert_same(fc.decode(client.encode(values)), values)
+
+
+@pytest.mark.parametrize("codec", [5, None, fc.TopK, b"int8"])
+def test_what_is_no_codec_is_refused_at_once(codec):
+    with pytest.raises(TypeError, match="codec is"):
+        fc.ErrorFeedback(codec)
+
+
 @pytest.mark.parametrize(
     "arguments", [{"framing": "by mail"}, {"base": b"short"}, {"seed": -1}, {"seed": 1 << 64}]
 )

@@ -53,6 +53,8 @@ class ErrorFeedback:
 
     def __init__(self, codec: Codec | str) -> None:
         self.codec = parse(codec) if isinstance(codec, str) else codec
+        if not isinstance(self.codec, Codec):
+            raise TypeError(f"codec is {codec!r}, it must be a Codec or its text")
         self.sequence = 0
         self._spec: Spec | None = None
         self._residual: Floats | None = None
@@ -87,7 +89,7 @@ class ErrorFeedback:
         SpecMismatch
             If names, shapes or dtypes are not those of the updates before.
         NonFiniteError, TypeError, ValueError
-            As for `Codec.encode`; the state is as before.
+            As for `Codec.encode`; the state is as before. Where update + residual leaves its dtype for good, `reset`.
         """
         if self._pending is not None:
             raise RuntimeError("the last payload is pending: call accept() or reject() first")
@@ -103,14 +105,20 @@ class ErrorFeedback:
             own if own is not None else storage
             for own, storage in zip(compensated, read.storage, strict=True)
         ]
-        payload = pipeline.encode(
-            self.codec,
-            read.spec,
-            work,
-            framing=framing,
-            base=base,
-            seed=self.sequence if seed is None else seed,
-        )
+        try:
+            payload = pipeline.encode(
+                self.codec,
+                read.spec,
+                work,
+                framing=framing,
+                base=base,
+                seed=self.sequence if seed is None else seed,
+            )
+        except NonFiniteError as error:
+            if self._residual is None:
+                raise
+            message = f"{error}: this is update + residual; reset() drops the residual"
+            raise NonFiniteError(message, error.tensor) from None
         missed = _sums(compensated, self._decode(payload, read.spec), -1.0)
         self._spec = read.spec
         self._pending = _Pending(compensated, missed)
@@ -143,6 +151,13 @@ class ErrorFeedback:
         pending = self._settle()
         if not drop:
             self._residual = pending.compensated
+
+    def reset(self) -> None:
+        """Drop the residual and what is pending; spec and sequence number stay.
+
+        It is the way on where update + residual no longer fits the update's dtype.
+        """
+        self._residual = self._pending = None
 
     @property
     def pending(self) -> bool:
