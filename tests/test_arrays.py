@@ -238,6 +238,31 @@ def test_what_is_no_array_is_a_type_error_that_names_the_tensor(what):
         fc.Aggregator({"layer.weight": UNSUPPORTED[what]})
 
 
+def test_masked_elements_are_refused_and_unmasked_arrays_are_read():
+    values = np.ma.MaskedArray(np.arange(3, dtype=np.float32), [False, True, False])
+    for masked in (values, values[1:2], np.ma.masked):
+        with pytest.raises(TypeError, match="'x' has masked elements"):
+            RAW.encode({"x": masked})
+    values.mask = False
+    assert_same(lossless(values), np.arange(3, dtype=np.float32))
+    out = np.ma.MaskedArray(np.zeros(3, np.float32), [True] * 3)
+    with pytest.raises(TypeError, match="masked"):
+        fc.decode(RAW.encode(values), out=out)
+
+
+@pytest.mark.parametrize("text", ["raw", "int8 | zstd", 'rules(int8; "n" = raw)'])
+def test_any_byte_but_zero_is_true(isa, text):
+    words = np.array([0, 1, 2, 128, 255] * 30, np.uint8)
+    odd, plain = words.view(np.bool_), words != 0
+    codec = fc.parse(text)
+    assert codec.encode({"n": odd}) == codec.encode({"n": plain})
+    assert fc.ErrorFeedback(codec).encode({"n": odd}) == codec.encode({"n": plain})
+    assert fc.digest({"n": odd}) == fc.digest({"n": plain})
+    assert fc.Mask.of(odd) == fc.Mask.of(plain)
+    out = words[::-1].copy().view(np.bool_)
+    assert_same(fc.decode(codec.encode({"n": odd}), out={"n": out}), {"n": plain})
+
+
 def test_names_must_be_text():
     with pytest.raises(TypeError, match="int"):
         RAW.encode({1: np.ones(1, np.float32)})
@@ -349,6 +374,43 @@ def test_out_of_another_spec_or_against_like():
         fc.decode(payload, out={"x": np.zeros(4, np.float32)}, like={"x": np.zeros(5, np.float32)})
     with pytest.raises(TypeError, match="'x'"):
         fc.decode(payload, out={"x": [0, 0, 0, 0]})
+
+
+OVERLAPPING = {
+    "by half": lambda x: (x[:4], x[2:6]),
+    "one in the other": lambda x: (x[:4], x[1:2]),
+    "as another shape": lambda x: (x[:4], x[:4].reshape(2, 2)),
+    "as another dtype": lambda x: (x[:4], x[:4].view(np.int32)),
+    "by a byte": lambda x: (x[:1], x.view(np.uint8)[3:4]),
+}
+
+
+@pytest.mark.parametrize("how", OVERLAPPING)
+def test_arrays_of_out_that_overlap_are_refused_by_name(how):
+    memory = np.zeros(9, np.float32)
+    first, second = OVERLAPPING[how](memory)
+    payload = RAW.encode([np.ones(3), np.ones_like(first), np.ones_like(second)])
+    with pytest.raises(ValueError, match="tensor '1' and tensor '2' share memory"):
+        fc.decode(payload, out=[np.zeros(3), first, second])
+    assert not memory.any()
+    beside = [memory[:3], memory[3:3], memory[3:6], memory[6:]]
+    fc.decode(RAW.encode([np.ones_like(x) for x in beside]), out=beside)
+    assert memory.all()
+
+
+@pytest.mark.parametrize("text", ["raw", "int8", "raw | zstd"])
+def test_out_in_the_memory_of_the_payload_is_refused(isa, text):
+    values = np.ones(400, np.float32)
+    payload = fc.parse(text).encode(values)
+    memory = np.zeros(4000, np.uint8)
+    memory[: len(payload)] = np.frombuffer(payload, np.uint8)
+    source = memory[: len(payload)]
+    with pytest.raises(ValueError, match="the payload and tensor 'array' share memory"):
+        fc.decode(source, out=memory[8:1608].view(np.float32))
+    assert bytes(source) == payload
+    out = memory[2000:3600].view(np.float32)
+    fc.decode(source, out=out)
+    assert_same(out, values)
 
 
 @pytest.mark.parametrize("text", CODECS)

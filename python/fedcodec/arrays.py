@@ -6,6 +6,7 @@ decoded update goes.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -50,8 +51,7 @@ def read(update: Any) -> Update:
         if array.ndim > MAX_DIMENSIONS:
             raise TypeError(f"tensor {name!r} has {array.ndim} dimensions, not {MAX_DIMENSIONS}")
         alive.append(array)
-        pointer = array.__array_interface__["data"][0]
-        identity = (pointer, array.shape, array.strides, dtype.name, array.dtype.isnative)
+        identity = (_start(array), array.shape, array.strides, dtype.name, array.dtype.isnative)
         tied_to = seen.setdefault(identity, number) if array.size else number
         if tied_to != number:
             tensors.append(TensorSpec(name, dtype.name, array.shape, tied_to))
@@ -105,13 +105,14 @@ def pack(spec: Spec, values: list[Any]) -> Any:
     return values if spec.structure == "list" else values[0]
 
 
-def writable(update: Any) -> Update:
-    """Like `read`, for arrays to be filled.
+def writable(update: Any, source: memoryview) -> Update:
+    """Like `read`, for arrays to be filled from the bytes of `source`.
 
     Raises
     ------
     ValueError
-        If an array is read-only, not contiguous, not aligned or of foreign byte order: it cannot be filled in place.
+        If an array is read-only, not contiguous, not aligned or of foreign byte order: it cannot be filled in place. Or
+        if it shares memory with the source, or with another array that it is not tied to.
     """
     for name, value in _items(update)[1]:
         array, _, framework = _host_array(value, name)
@@ -119,7 +120,20 @@ def writable(update: Any) -> Update:
         shared = not value.is_neg() if framework == "torch" else native
         if not (shared and array.flags.carray):  # contiguous, aligned and writable
             raise ValueError(f"out: tensor {name!r} is not a writable, contiguous array")
-    return read(update)
+    target = read(update)
+    spans = [(_start(source), source.nbytes, "the payload")]
+    for tensor, storage in zip(target.spec.untied, target.storage, strict=True):
+        spans.append((_start(storage), storage.nbytes, f"tensor {tensor.name!r}"))
+    spans = sorted(span for span in spans if span[1])
+    for (start, nbytes, name), (following, _, other) in itertools.pairwise(spans):
+        if following < start + nbytes:
+            raise ValueError(f"out: {name} and {other} share memory")
+    return target
+
+
+def _start(buffer: Storage | memoryview) -> int:
+    address: int = np.asarray(buffer).__array_interface__["data"][0]
+    return address
 
 
 def _items(update: Any) -> tuple[Any, list[tuple[str, Any]]]:
@@ -147,6 +161,8 @@ def _host_array(value: Any, name: str) -> tuple[Storage, dtypes.DType, str]:
             raise BackendError(f"tensor {name!r} is on a GPU and the CUDA module is not built")
         else:
             raise TypeError(f"tensor {name!r} is a {type(value).__name__}, not an array")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(f"tensor {name!r} has masked elements: they have no values")
     array = np.asarray(value)
     dtype = dtypes.BY_NAME.get(array.dtype.name)
     if dtype is None:

@@ -201,7 +201,8 @@ def decode(
     like : update or Spec, optional
         What the payload must match; it names the tensors of a payload framed by reference.
     out : update, optional
-        Writable, contiguous NumPy or torch arrays to fill; returned. Untouched if decoding fails.
+        Writable, contiguous NumPy or torch arrays to fill, apart from each other unless tied; returned. Untouched if
+        decoding fails.
     framework : {"numpy", "torch", "jax"}, optional
         Of the result: by default that of `out`, else of `like`, else "numpy". bfloat16 becomes `ml_dtypes.bfloat16` in
         NumPy where that can be imported, else exact float32.
@@ -223,6 +224,8 @@ def decode(
         If the bytes are not a valid payload; `SpecMismatch`, a kind of it, if they do not match `like` or `out`.
     BackendError
         If the device is not there.
+    TypeError, ValueError
+        If an argument is not as above.
 
     Examples
     --------
@@ -233,7 +236,7 @@ def decode(
     """
     if device not in (None, "cpu"):
         raise BackendError(f"device {device!r}: the CUDA module is not built")
-    target = None if out is None else arrays.writable(out)
+    target = None if out is None else arrays.writable(out, _bytes(payload))
     expected, source = None, "numpy"
     if like is not None:
         expected, source = _spec_of(like)

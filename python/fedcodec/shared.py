@@ -15,7 +15,7 @@ from .reader import varint
 
 if TYPE_CHECKING:
     from .codec import Codec
-    from .spec import Spec
+    from .spec import Spec, TensorSpec
 
 
 class MaskBits(NamedTuple):
@@ -58,8 +58,16 @@ def digest_of(update: Any) -> bytes:
     return digest(
         "fedcodec/base",
         read.spec.encoded,
-        *(part.view(np.uint8).data for part in read.storage),
+        *(
+            _plain(part, tensor)
+            for part, tensor in zip(read.storage, read.spec.untied, strict=True)
+        ),
     )
+
+
+def _plain(part: arrays.Storage, tensor: TensorSpec) -> memoryview:
+    # NumPy takes any byte but 0 for True: the digest is of the values.
+    return (part != 0 if tensor.dtype == "bool" else part).view(np.uint8).data
 
 
 class Shared:
