@@ -878,6 +878,9 @@ def test_bad_arguments():
         fc.Aggregator(device="cuda")
     with pytest.raises(TypeError, match="'x'"):
         fc.Aggregator({"x": "y"})
+    for arguments in ({"limits": {}}, {"limits": 5}, {"shared": {}}, {"shared": 5}):
+        with pytest.raises(TypeError, match=next(iter(arguments))):
+            fc.Aggregator(**arguments)
     server = fc.Aggregator(update(0))
     with pytest.raises(ValueError, match="positive weight"):
         server.mean()

@@ -263,6 +263,21 @@ def test_any_byte_but_zero_is_true(isa, text):
     assert_same(fc.decode(codec.encode({"n": odd}), out={"n": out}), {"n": plain})
 
 
+@pytest.mark.parametrize("name", ["limits", "shared"])
+@pytest.mark.parametrize("value", [{}, [], 5, "text", object()])
+def test_arguments_of_another_type_are_named(name, value):
+    with pytest.raises(TypeError, match=f"{name} is a {type(value).__name__}"):
+        fc.decode(RAW.encode(np.ones(1)), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["max_bytes", "max_tensors"])
+def test_limits_are_integers_and_not_negative(name):
+    with pytest.raises(TypeError, match=name):
+        fc.Limits(**{name: "many"})
+    with pytest.raises(ValueError, match=name):
+        fc.Limits(**{name: -1})
+
+
 def test_names_must_be_text():
     with pytest.raises(TypeError, match="int"):
         RAW.encode({1: np.ones(1, np.float32)})

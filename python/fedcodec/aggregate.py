@@ -86,6 +86,8 @@ class Aggregator:
             raise ValueError(f"dtype is {dtype!r}, it must be 'float32' or 'float64'")
         if device not in (None, "cpu"):
             raise BackendError(f"device {device!r}: the CUDA module is not built")
+        pipeline.require("limits", limits, Limits)
+        pipeline.require("shared", shared, Shared)
         self.dtype = dtype
         self._lock = threading.RLock()
         self._shared = shared

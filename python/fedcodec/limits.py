@@ -22,5 +22,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_tensors"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must not be negative")
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r}, it must be an integer")
+            if value < 0:
+                raise ValueError(f"{name} is {value}, it must not be negative")

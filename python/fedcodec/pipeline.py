@@ -236,6 +236,8 @@ def decode(
     """
     if device not in (None, "cpu"):
         raise BackendError(f"device {device!r}: the CUDA module is not built")
+    require("limits", limits, Limits)
+    require("shared", shared, Shared)
     target = None if out is None else arrays.writable(out, _bytes(payload))
     expected, source = None, "numpy"
     if like is not None:
@@ -413,6 +415,12 @@ def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec:
     if not isinstance(source, bytes) or len(source) != plain_size:
         raise DecodeError(f"{lossless}: not the declared {plain_size} bytes", start)
     return _Job(source, 0, plain_size, alone, segment[0])
+
+
+def require(name: str, value: object, kind: type) -> None:
+    """Refuse an optional argument of another type."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}, it must be a {kind.__name__}")
 
 
 def _is_digest(value: object) -> bool:
