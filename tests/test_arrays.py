@@ -263,6 +263,30 @@ def test_any_byte_but_zero_is_true(isa, text):
     assert_same(fc.decode(codec.encode({"n": odd}), out={"n": out}), {"n": plain})
 
 
+def test_a_mask_is_tied_where_the_update_is():
+    shared = fc.Shared()
+    chosen, other = np.array([True, False]), np.array([False, True])
+    weight = np.array([1, 2], np.float32)
+    tied = {"a": weight, "b": weight}
+    untied = {"a": weight, "b": weight.copy()}
+    for values, mask in (
+        (tied, {"a": chosen, "b": chosen}),
+        (tied, {"a": chosen}),
+        (untied, {"a": chosen, "b": other}),
+    ):
+        codec = fc.Mask.of(mask)
+        codec.add_shared(shared)
+        decoded = fc.decode(codec.encode(values), shared=shared)
+        assert_same(decoded, {k: values[k] * mask.get(k, chosen) for k in values})
+    for values, mask, found, wanted in (
+        (tied, {"a": chosen, "b": other}, 4, 2),
+        (untied, {"a": chosen, "b": chosen}, 2, 4),
+    ):
+        message = f"mask has {found} values, the float tensors {wanted}, tied ones counted once"
+        with pytest.raises(ValueError, match=message):
+            fc.Mask.of(mask).encode(values)
+
+
 @pytest.mark.parametrize("name", ["limits", "shared"])
 @pytest.mark.parametrize("value", [{}, [], 5, "text", object()])
 def test_arguments_of_another_type_are_named(name, value):

@@ -31,7 +31,7 @@ class MaskBits(NamedTuple):
 
     @classmethod
     def of(cls, mask: Any) -> MaskBits:
-        """Flatten an update of bools, in order; only its float counterparts should be in it."""
+        """Flatten an update of bools, in order: those of the float tensors, tied where these are tied."""
         update = arrays.read(mask)
         for tensor in update.spec.tensors:
             if tensor.dtype != "bool":

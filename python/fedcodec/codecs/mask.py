@@ -57,7 +57,10 @@ class Mask(Select):
 
     @classmethod
     def of(cls, mask: Any) -> Mask:
-        """Make the codec from a mask: bools in the structure of the update's float tensors, or `MaskBits`."""
+        """Make the codec from a mask: bools in the structure of the update's float tensors, or `MaskBits`.
+
+        Tied tensors count once, in the mask as in the update: give tensors that are not tied arrays of their own.
+        """
         bits = mask if isinstance(mask, MaskBits) else MaskBits.of(mask)
         return cls(bits.digest.hex(), bits)
 
@@ -82,5 +85,7 @@ class Mask(Select):
         if self.bits is None:
             raise ValueError(f"{self} is only a digest: make the codec by Mask.of(mask)")
         if self.bits.n != sum(sizes):
-            raise ValueError(f"the mask has {self.bits.n} values, the float tensors {sum(sizes)}")
+            raise ValueError(
+                f"the mask has {self.bits.n} values, the float tensors {sum(sizes)}, tied ones counted once"
+            )
         return "mask", self.bits.bits, self.bits.n
