@@ -127,6 +127,14 @@ def test_errors_name_the_place(text, place, what):
     assert what in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["a" * 10**6, "raw | " + "a" * 10**6, 'raw, "' + "a" * 10**6])
+def test_errors_quote_the_start_of_a_long_text(text):
+    with pytest.raises(ValueError, match="codec") as caught:
+        fc.parse(text)
+    assert text[:90] in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
 ORDER = "a pipeline is select | quantize | lossless, one stage of each kind at most"
 
 

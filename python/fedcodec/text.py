@@ -69,8 +69,8 @@ class _Parser:
     def error(self, what: str, start: int | None = None) -> ValueError:
         self._start = self._start if start is None else start
         rest = self._text[self._start :]
-        place = f"character {self._start} ({rest})" if rest else "the end"
-        return ValueError(f"codec {self._text!r}, at {place}: {what}")
+        place = f"character {self._start} ({_start_of(rest)})" if rest else "the end"
+        return ValueError(f"codec {_start_of(self._text)!r}, at {place}: {_start_of(what, 500)}")
 
     def take(self, token: str) -> bool:
         if self._token != token or self._is == "literal":
@@ -162,3 +162,7 @@ class _Parser:
             rules[pattern] = self.codec()
         self.expect(")")
         return default.for_names(rules)
+
+
+def _start_of(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
