@@ -769,6 +769,12 @@ def test_limits_hold_and_like_or_out_replace_them():
     assert same(fc.decode(data, limits=small, out=np.ones(1000, np.float32)), update)
     with pytest.raises(fc.DecodeError, match="1 tensors, the limit is 0"):
         fc.decode(data, limits=small)
+    with pytest.raises(fc.DecodeError, match="1 tensors, the limit is 0"):
+        fc.inspect(data, limits=small)
+    many = fc.Raw().encode([np.empty(0, np.uint8)] * (fc.Limits().max_tensors + 1))
+    with pytest.raises(fc.DecodeError, match="65537 tensors, the limit is 65536"):
+        fc.inspect(many)
+    assert len(fc.inspect(many, limits=fc.Limits(max_tensors=65537)).spec.tensors) == 65537
     for bad in ({"max_bytes": -1}, {"max_tensors": -1}):
         with pytest.raises(ValueError, match="must not be negative"):
             fc.Limits(**bad)

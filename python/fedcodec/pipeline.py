@@ -285,13 +285,23 @@ class PayloadInfo:
     body_nbytes: int
 
 
-def inspect(payload: Any) -> PayloadInfo:
+def inspect(payload: Any, *, limits: Limits | None = None) -> PayloadInfo:
     """Read the header of a payload only.
+
+    Parameters
+    ----------
+    payload : bytes, bytearray, memoryview or uint8 array
+    limits : Limits, optional
+        Of which `max_tensors` counts: no values are decoded.
+
+    Returns
+    -------
+    PayloadInfo
 
     Raises
     ------
     DecodeError
-        If it is not a payload's header.
+        If it is not a payload's header, or names more tensors than the limit.
 
     Examples
     --------
@@ -301,7 +311,7 @@ def inspect(payload: Any) -> PayloadInfo:
     ('sparse | int8(block_size=1024)', 'inline')
     """
     view = _bytes(payload)
-    opened = frame.open_frame(view, max_tensors=Limits().max_tensors)
+    opened = frame.open_frame(view, max_tensors=(limits or Limits()).max_tensors)
     text, start = None, opened.start
     if opened.table is not None:
         count = 0 if opened.spec is None else len(opened.spec.untied)
