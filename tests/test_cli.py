@@ -1,6 +1,9 @@
 import csv
 import json
+import os
 import pickle
+import resource
+import signal
 import subprocess
 import sys
 
@@ -223,9 +226,15 @@ def test_no_code_in_a_file_is_run(invoke, tmp_path):
     torch.save({"weight": Bomb(tmp_path / "boom")}, tmp_path / "bomb.pt")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     np.savez(tmp_path / "bomb.npz", weight=np.array([Bomb(tmp_path / "boom")], object))
-    for name in ("bomb.pt", "pickle.pt", "bomb.npz"):
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    for name in ("bomb.pt", "pickle.pt", "bomb.npz", "pickle.npz"):
         output = invoke("compress", tmp_path / name, tmp_path / "out", "--codec", "raw", code=1)
-        assert f"{name}: " in output.replace("\n", "")
+        assert f"{name}: " in output
+        assert output.count("\n") == 1
+        # What the libraries advise would run it.
+        assert not {"allow_pickle", "weights_only", "unsafely"} & {
+            *output.replace("`", " ").split()
+        }
     assert not (tmp_path / "boom").exists()
     assert not (tmp_path / "out").exists()
 
@@ -242,12 +251,38 @@ def test_damaged_files_are_one_line(name, invoke, tmp_path):
         assert output.count("\n") == 1
 
 
-def test_only_state_dicts_are_taken_from_torch(invoke, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "it holds a list"),
+        ({"weight": torch.ones(2), "epoch": 3}, "under 'epoch' it holds a int"),
+        ({1: torch.ones(2)}, "under 1 it holds a Tensor"),
+        ({"model": {"a": torch.ones(2)}, "n": 3, "ema": {}}, "dicts under 'model', 'ema'"),
+    ],
+)
+def test_only_state_dicts_are_taken_from_torch(content, message, invoke, tmp_path):
     source = tmp_path / "a.pt"
-    for content in ([torch.ones(2)], {"weight": torch.ones(2), "epoch": 3}, {1: torch.ones(2)}):
-        torch.save(content, source)
-        output = invoke("compress", source, tmp_path / "out", "--codec", "raw", code=1)
-        assert "not a state dict" in output
+    torch.save(content, source)
+    output = invoke("compress", source, tmp_path / "out", "--codec", "raw", code=1)
+    assert "not a state dict" in output
+    assert message in output
+
+
+def test_names_that_are_no_text_are_named(invoke, tmp_path):
+    torch.save({"a\ud800": torch.ones(2)}, tmp_path / "a.pt")
+    output = invoke("compress", tmp_path / "a.pt", tmp_path / "out", "--codec", "raw", code=1)
+    assert r"'a\ud800' is not Unicode text" in output
+
+
+def test_arrays_whose_names_differ_by_npy_are_kept_apart(invoke, tmp_path):
+    update = {"x": np.ones(2), "x.npy": np.zeros(3)}
+    np.savez(tmp_path / "a.npz", **update)
+    invoke("compress", tmp_path / "a.npz", tmp_path / "payload", "--codec", "raw")
+    restored = fc.decode((tmp_path / "payload").read_bytes())
+    assert {name: array.tolist() for name, array in restored.items()} == {
+        "x": [1, 1],
+        "x.npy": [0, 0, 0],
+    }
 
 
 def test_values_that_are_not_numbers_are_named(invoke, tmp_path):
@@ -303,19 +338,165 @@ def test_decompress_says_that_names_are_elsewhere(invoke, tmp_path):
     assert "by reference" in output
 
 
-def test_a_failed_write_leaves_the_target_and_no_rubbish(tmp_path):
-    target = tmp_path / "target"
+@pytest.mark.parametrize(
+    ("suffix", "names", "message"),
+    [
+        (".npz", ["a\0b"], r"'a\x00b' does not fit into .npz: it has a NUL"),
+        (".npz", ["ok", "x", "x.npy"], "'x' does not fit into .npz: numpy.load"),
+        (".npz", ["/etc/x"], "'/etc/x' does not fit into .npz: it is a path"),
+        (".npz", ["a/../../x"], "'a/../../x' does not fit into .npz: it is a path"),
+        (".npz", ["..\\x"], "does not fit into .npz: it is a path"),
+        (".npz", ["n" * 65532], "65,532 bytes are too many"),
+        (".safetensors", ["__metadata__"], "'__metadata__' does not fit into .safetensors"),
+    ],
+)
+def test_names_that_a_format_cannot_give_back_are_named(suffix, names, message, invoke, tmp_path):
+    payload, target = tmp_path / "payload", tmp_path / f"new{suffix}"
+    payload.write_bytes(fc.parse("raw").encode({name: np.ones(2) for name in names}))
+    output = invoke("decompress", payload, target, code=1)
+    assert message in output
+    assert output.count("\n") == 1
+    assert len(output) < 1000
+    assert [*tmp_path.iterdir()] == [payload]
+    invoke("decompress", payload, tmp_path / "new.pt")
+    assert set(load(tmp_path / "new.pt")) == set(names)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_names_that_only_look_odd_come_back(suffix, invoke, tmp_path):
+    names = {"n" * 65531, "a/b", "a..b", "x.npy", "", " "}
+    (tmp_path / "payload").write_bytes(fc.parse("raw").encode({name: np.ones(2) for name in names}))
+    invoke("decompress", tmp_path / "payload", tmp_path / f"new{suffix}")
+    assert set(load(tmp_path / f"new{suffix}")) == names
+
+
+def test_extensions_may_be_upper_case(invoke, tmp_path):
+    np.savez(tmp_path / "a.npz", weight=np.ones(3))
+    (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    invoke("compress", tmp_path / "A.NPZ", tmp_path / "payload", "--codec", "raw")
+    invoke("decompress", tmp_path / "payload", tmp_path / "B.NPZ")
+    with np.load(tmp_path / "B.NPZ") as archive:
+        assert archive["weight"].tolist() == [1, 1, 1]
+
+
+def test_more_tensors_than_a_stranger_may_send_are_fine_in_a_file(invoke, tmp_path):
+    count = fc.Limits().max_tensors + 1
+    payload = fc.parse("raw").encode([np.empty(0, np.uint8)] * count)
+    (tmp_path / "payload").write_bytes(payload)
+    assert f"list of {count:,} tensors" in invoke("inspect", tmp_path / "payload")
+    invoke("decompress", tmp_path / "payload", tmp_path / "new.safetensors")
+    assert len(load(tmp_path / "new.safetensors")) == count
+
+
+SUFFIXES = pytest.mark.parametrize("suffix", cli.SUFFIXES)
+
+
+@pytest.fixture
+def payload(tmp_path):
+    path = tmp_path / "payload"
+    path.write_bytes(fc.parse("raw").encode({"weight": np.ones(10_000, np.float32)}))
+    return path
+
+
+@SUFFIXES
+def test_a_new_file_has_the_mode_that_the_umask_leaves_and_an_old_one_keeps_its_own(
+    suffix, payload, invoke, tmp_path
+):
+    target = tmp_path / f"new{suffix}"
+    before = os.umask(0o027)
+    try:
+        invoke("decompress", payload, target)
+        assert target.stat().st_mode & 0o777 == 0o640
+        target.chmod(0o604)
+        invoke("decompress", payload, target)
+        assert target.stat().st_mode & 0o777 == 0o604
+    finally:
+        os.umask(before)
+
+
+@SUFFIXES
+def test_links_are_written_through(suffix, payload, invoke, tmp_path):
+    (tmp_path / "folder").mkdir()
+    link, real = tmp_path / f"link{suffix}", tmp_path / "folder" / f"real{suffix}"
+    link.symlink_to(real)
+    for _ in range(2):  # a link to nothing, then to a file
+        invoke("decompress", payload, link)
+        assert link.is_symlink()
+        assert set(load(real)) == {"weight"}
+        assert [*(tmp_path / "folder").iterdir()] == [real]
+
+
+@SUFFIXES
+def test_the_longest_file_names_work(suffix, payload, invoke, tmp_path):
+    target = tmp_path / ("n" * (255 - len(suffix)) + suffix)
+    invoke("decompress", payload, target)
+    assert set(load(target)) == {"weight"}
+
+
+@SUFFIXES
+def test_a_missing_folder_is_reported_by_the_name_that_was_given(
+    suffix, payload, invoke, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    output = invoke("decompress", payload, f"nowhere/new{suffix}", code=1)
+    assert output == f"Error: cannot write nowhere/new{suffix}: No such file or directory\n"
+
+
+@SUFFIXES
+def test_a_full_disk_is_one_line_and_leaves_the_target_as_it_was(suffix, payload, tmp_path):
+    target = tmp_path / f"new{suffix}"
     target.write_text("earlier")
-
-    def write():
-        with cli.replacing(target) as unfinished:
-            unfinished.write_text("half")
-            raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space left"):
-        write()
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import fedcodec.cli as cli, fedcodec as fc; import torch, safetensors.torch;"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (5000, {resource.RLIM_INFINITY}));"
+        f"cli.commands(['decompress', {str(payload)!r}, {str(target)!r}])"
+    )
+    result = run_python(code)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: cannot write {target}: ")
+    assert result.stderr.count("\n") == 1
     assert target.read_text() == "earlier"
-    assert list(tmp_path.iterdir()) == [target]
+    assert {*tmp_path.iterdir()} == {payload, target}
+
+
+def test_being_ended_while_writing_leaves_the_target_and_no_rubbish(payload, tmp_path):
+    target = tmp_path / "new.npz"
+    target.write_text("earlier")
+    code = f"""
+import os, signal, sys, time
+from fedcodec import cli
+def write(update, path):
+    path.write_text("half")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+cli.write_npz = write
+sys.argv[1:] = ["decompress", {str(payload)!r}, {str(target)!r}]
+cli.main()
+"""
+    result = run_python(code)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGTERM, "")
+    assert target.read_text() == "earlier"
+    assert {*tmp_path.iterdir()} == {payload, target}
+
+
+def test_memory_that_is_not_there_is_one_line(invoke, tmp_path):
+    (tmp_path / "payload").write_bytes(fc.parse("topk(0.1)").encode(np.ones(10)))
+    payload = bytearray((tmp_path / "payload").read_bytes())
+    assert payload.count(b"\x01\x0a") == 1
+    huge = bytes(payload).replace(b"\x01\x0a", b"\x01" + fc.reader.varint(1 << 58))[:-4]
+    (tmp_path / "payload").write_bytes(huge + fc.ops.crc32(huge).to_bytes(4, "little"))
+    arguments = ("decompress", tmp_path / "payload", tmp_path / "new.npz", "--max-bytes", 1 << 62)
+    output = invoke(*arguments, code=1)
+    assert output.startswith("Error: ")
+    assert output.count("\n") == 1
+
+
+def test_long_texts_are_shortened(invoke, tmp_path):
+    for options in (("--codec", "a" * 100_000), ("--link", "b" * 100_000)):
+        output = invoke(*SIMULATE, *options, code=2)
+        assert "..." in output
+        assert len(output) < 1500
 
 
 def test_inspect_tells_everything_in_the_header(invoke, tmp_path):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import stat
 import sys
+import tempfile
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,8 @@ except ModuleNotFoundError:
 
 TORCH_SUFFIXES = (".pt", ".pth")
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
+LONGEST_ZIP_NAME = 0xFFFF
+LONGEST_MESSAGE = 500
 
 in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 out_file = click.Path(dir_okay=False, path_type=Path)
@@ -40,8 +47,17 @@ class Commands(click.Group):
             raise click.ClickException(
                 f"this needs {error.name}, which is not installed: pip install 'fedcodec[sim]' brings it"
             ) from error
-        except (fc.FedcodecError, OSError, ValueError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+        except BrokenPipeError:  # click ends quietly
+            raise
+        except (fc.FedcodecError, MemoryError, OSError, ValueError) as error:
+            raise click.ClickException(one_line(str(error))) from error
+
+
+def one_line(message: str) -> str:
+    """Bring a message to one line, without the middle of a very long one."""
+    line = " ".join(message.split())
+    half = LONGEST_MESSAGE // 2
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 @click.group(
@@ -59,7 +75,7 @@ def parse_codec(context: click.Context, parameter: click.Parameter, value: Any) 
             return tuple(str(fc.parse(text)) for text in value)
         return None if value is None else str(fc.parse(value))
     except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(one_line(str(error))) from error
 
 
 def parse_widths(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -69,7 +85,7 @@ def parse_widths(context: click.Context, parameter: click.Parameter, value: str)
     except ValueError:
         widths = (0,)
     if any(width < 1 for width in widths):
-        raise click.BadParameter(f"{value!r} is not a list of widths such as 128,64")
+        raise click.BadParameter(one_line(f"{value!r} is not a list of widths such as 128,64"))
     return widths
 
 
@@ -173,7 +189,7 @@ def simulate(
             average_last=average_last or min(Settings.average_last, rounds), **options
         )
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(one_line(str(error))) from error
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -202,7 +218,7 @@ def simulate(
     for table in tables(settings, summaries):
         console.print(table)
     for path in write_report(output, settings, runs, summaries):
-        click.echo(f"wrote {path}")
+        click.echo(f"wrote {click.format_filename(path)}")
 
 
 @commands.command()
@@ -216,8 +232,10 @@ def compress(source: Path, target: Path, codec: str) -> None:
     try:
         payload = fc.parse(codec).encode(update)
     except TypeError as error:  # a dtype that has no place in a payload
-        raise click.ClickException(f"{source}: {error}") from error
-    with replacing(target) as unfinished:
+        raise ValueError(f"{source}: {error}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{source}: {error.object!r} is not Unicode text") from error
+    with write_atomically(target) as unfinished:
         unfinished.write_bytes(payload)
     size = fc.Spec.of(update).nbytes
     click.echo(f"{size:,} bytes of tensors to {len(payload):,}: {size / len(payload):.2f}x")
@@ -237,22 +255,20 @@ def decompress(source: Path, target: Path, max_bytes: int) -> None:
     check_different(source, target)
     write = writer(target)
     payload = source.read_bytes()
-    spec = fc.inspect(payload).spec
+    limits = fc.Limits(max_bytes=max_bytes, max_tensors=len(payload))
+    spec = fc.inspect(payload, limits=limits).spec
     if spec is None:
-        raise click.ClickException(
-            f"{source} leaves names and shapes to its receiver (framing by reference)"
-        )
+        raise ValueError(f"{source} leaves names and shapes to its receiver (framing by reference)")
+    check_names({tensor.name for tensor in spec.tensors}, target)
     bfloat16 = any(tensor.dtype == "bfloat16" for tensor in spec.tensors)
-    if bfloat16 and target.suffix == ".npz":
-        raise click.ClickException(
-            "bfloat16 tensors do not fit into .npz; use .safetensors, .pt or .pth"
-        )
-    framework = "torch" if bfloat16 or target.suffix in TORCH_SUFFIXES else "numpy"
-    restored = fc.decode(payload, framework=framework, limits=fc.Limits(max_bytes=max_bytes))
+    if bfloat16 and suffix(target) == ".npz":
+        raise ValueError("bfloat16 tensors do not fit into .npz; use .safetensors, .pt or .pth")
+    framework = "torch" if bfloat16 or suffix(target) in TORCH_SUFFIXES else "numpy"
+    restored = fc.decode(payload, framework=framework, limits=limits)
     if spec.structure != "dict":
         tensors = restored if spec.structure == "list" else [restored]
         restored = {tensor.name: array for tensor, array in zip(spec.tensors, tensors, strict=True)}
-    with replacing(target) as unfinished:
+    with write_atomically(target) as unfinished:
         write(restored, unfinished)
     click.echo(f"{len(spec.tensors):,} tensors, {spec.nbytes:,} bytes")
 
@@ -261,7 +277,8 @@ def decompress(source: Path, target: Path, max_bytes: int) -> None:
 @click.argument("file", type=in_file)
 def inspect(file: Path) -> None:
     """Say what the header of a payload says; the values are not looked at."""
-    info = fc.inspect(file.read_bytes())
+    payload = file.read_bytes()
+    info = fc.inspect(payload, limits=fc.Limits(max_tensors=len(payload)))
     lines = {
         "format version": str(info.version),
         "framing": info.framing,
@@ -299,31 +316,63 @@ def read_update(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    click.ClickException
+    ValueError
         If the extension is unknown, or the file is damaged or holds something else.
     """
     check_suffix(path)
     try:
-        if path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return dict(archive)
-        if path.suffix == ".safetensors":
+        if suffix(path) == ".npz":
+            return read_npz(path)
+        if suffix(path) == ".safetensors":
             return read_safetensors(path)
         import torch
 
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError:
         raise
-    except (
-        Exception
-    ) as error:  # torch, safetensors and zipfile each have their own for a damaged file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise click.ClickException(f"cannot read {path}: {reason}") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise click.ClickException(f"{path} is not a state dict: tensors by name, and nothing else")
+    except Exception as error:  # each library has its own for a damaged file
+        raise ValueError(f"cannot read {path}: {reason(error)}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a state dict: it holds a {type(state).__name__}")
+    nested = [repr(name) for name, value in state.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(
+            f"{path} is not a state dict but holds dicts under {', '.join(nested)}: "
+            "save the one with the tensors by itself"
+        )
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{path} is not a state dict: under {name!r} it holds a {type(value).__name__}, "
+                "where names and tensors belong"
+            )
     return dict(state)
+
+
+def reason(error: Exception) -> str:
+    """Say in a line why a library could not read or write a file."""
+    text = str(error)
+    # The libraries tell how to load such a file all the same, which would run what is in it.
+    if "allow_pickle" in text or "weights_only" in text:
+        return "it holds Python objects other than arrays, or is damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the name of a temporary file
+    return next(iter(text.splitlines()), "") or type(error).__name__
+
+
+def read_npz(path: Path) -> dict[str, Any]:
+    """Read the arrays of an .npz file; unlike ``numpy.load``, without mistaking "x.npy" for "x"."""
+    update: dict[str, Any] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            name = member.removesuffix(".npy")
+            if name in update:
+                raise ValueError(f"two arrays are named {name!r}")
+            with archive.open(member) as file:
+                update[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return update
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
@@ -342,13 +391,13 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 def writer(path: Path) -> Callable[[dict[str, Any], Path], None]:
     """Return the function that writes named tensors in the format of a path's extension."""
     check_suffix(path)
-    if path.suffix == ".npz":
+    if suffix(path) == ".npz":
         return write_npz
-    return write_safetensors if path.suffix == ".safetensors" else write_torch
+    return write_safetensors if suffix(path) == ".safetensors" else write_torch
 
 
 def write_npz(update: dict[str, Any], path: Path) -> None:
-    """Write an .npz file; unlike ``numpy.savez``, with any names."""
+    """Write an .npz file; unlike ``numpy.savez``, with any names that `check_names` lets pass."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in update.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -374,10 +423,36 @@ def write_torch(update: dict[str, Any], path: Path) -> None:
     torch.save(update, path)
 
 
+def suffix(path: Path) -> str:
+    """Return the extension of a path in lower case."""
+    return path.suffix.lower()
+
+
 def check_suffix(path: Path) -> None:
     """Refuse a path whose extension names no format."""
-    if path.suffix not in SUFFIXES:
+    if suffix(path) not in SUFFIXES:
         raise click.UsageError(f"{path}: the extension must be one of {', '.join(SUFFIXES)}")
+
+
+def check_names(names: Collection[str], path: Path) -> None:
+    """Refuse names that a file of a path's extension would not give back, or that lead out of it."""
+    for name in names:
+        fault = None
+        if suffix(path) == ".safetensors" and name == "__metadata__":
+            fault = "the format keeps this name for itself"
+        if suffix(path) == ".npz":
+            if "\0" in name:
+                fault = "it has a NUL"
+            elif name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
+                fault = "it is a path that leads out of the archive"
+            elif len(f"{name}.npy".encode()) > LONGEST_ZIP_NAME:
+                fault = f"{len(name.encode()):,} bytes are too many"
+            elif f"{name}.npy" in names:
+                fault = f"numpy.load would return its values for {name + '.npy'!r} too"
+        if fault is not None:
+            raise ValueError(
+                f"tensor {name!r} does not fit into {suffix(path)}: {fault}; use .pt or .pth"
+            )
 
 
 def check_different(source: Path, target: Path) -> None:
@@ -389,18 +464,28 @@ def check_different(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and put it in place of ``path`` if that went well."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Give a path to write to, and put it in place of ``path``, or of what that links to, if all went well."""
+    target = Path(os.path.realpath(path))
+    umask = os.umask(0o077)
+    os.umask(umask)
     try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~umask
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fedcodec-") as folder:
+            unfinished = Path(folder) / target.name
+            yield unfinished
+            unfinished.chmod(mode)
+            os.replace(unfinished, target)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"cannot write {path}: {reason(error)}") from error
 
 
 def main() -> None:
     """Run the command line."""
+    # As an exception it lets `with` and `finally` tidy up.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     commands(prog_name="fedcodec")
 
 
