@@ -95,6 +95,10 @@ def test_simulate_passes_its_options_on(invoke, tmp_path):
         (("--hidden", "8,x"), "list of widths"),
         (("--link", "string"), "unknown link"),
         (("--dirichlet", "often"), "not a valid float"),
+        (("--dirichlet", -1), "dirichlet must be above zero"),
+        (("--dirichlet", "nan"), "dirichlet must be above zero"),
+        (("--learning-rate", "inf"), "learning_rate must be above zero and finite"),
+        (("--first-seed", 2**64), "--first-seed"),
     ],
 )
 def test_simulate_refuses_bad_options(options, message, invoke, tmp_path):
@@ -106,16 +110,65 @@ def test_simulate_refuses_bad_options(options, message, invoke, tmp_path):
     ("options", "message"),
     [
         (("--dataset", "mnist", "--data-dir", "."), "mnist not found"),
-        (("--codec", "raw"), "twice"),
-        (("--dirichlet", -1), "alpha must be above zero"),
+        (("--codec", "raw"), "the codec raw appears twice"),
+        (("--clients", 1000), "fewer than 10"),
         (("--device", "abacus"), "cannot use the device 'abacus'"),
+        (("--device", "meta"), "cannot use the device 'meta'"),
+        (("--output", "file/folder"), "Not a directory"),
     ],
 )
-def test_simulate_explains_what_it_cannot_run(options, message, invoke, tmp_path, monkeypatch):
+def test_simulate_explains_before_it_trains_what_it_cannot_run(
+    options, message, invoke, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("fedcodec.sim.data.MAXIMUM_DRAWS", 3)
+    monkeypatch.setattr("fedcodec.sim.study.run_study", None)
     output = invoke(*SIMULATE, *options, code=1)
+    assert output.startswith("Error: ")
     assert message in output
-    assert len([line for line in output.splitlines() if line.startswith("Error: ")]) == 1
+    assert output.count("\n") == 1
+
+
+def test_simulate_says_where_training_diverged(invoke, tmp_path):
+    output = invoke(
+        *SIMULATE, "--first-seed", 7, "--learning-rate", 1e30, "--output", tmp_path, code=1
+    )
+    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert "raw, seed 7, round 1, client " in line
+    assert "is nan" in line
+    assert "lower the learning rate" in line
+
+
+LONG_STUDY = """
+import sys
+from fedcodec import cli
+from fedcodec.sim import study
+
+run = study.run_study
+study.run_study = lambda *arguments, on_round: run(
+    *arguments, on_round=lambda *cell: print("round", flush=True)
+)
+sys.argv[1:] = "simulate --rounds 1000000 --hidden 8 --clients 4 --clients-per-round 1".split()
+sys.argv += "--codec raw --codec sign --jobs 2 --evaluate-every 1000000 --output out".split()
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_of_a_study_end_with_it(number, tmp_path):
+    command = [sys.executable, "-c", LONG_STUDY]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as study:
+        assert study.stdout.readline() == b"round\n"
+        study.send_signal(number)
+        try:
+            # Every process of the study holds the pipe open.
+            output, _ = study.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            pytest.fail("the study did not end")
+    assert b"Traceback" not in output
 
 
 def arrays():

@@ -1,3 +1,4 @@
+import multiprocessing
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -218,6 +219,8 @@ def test_seeds_differ_by_every_part():
     [
         ({"rounds": 0}, "rounds must be above zero"),
         ({"learning_rate": float("nan")}, "learning_rate must be above zero"),
+        ({"learning_rate": float("inf")}, "learning_rate must be above zero and finite"),
+        ({"dirichlet": 0.0}, "dirichlet must be above zero"),
         ({"momentum": 1.0}, "momentum"),
         ({"clients_per_round": 7}, "7 clients a round"),
         ({"average_last": 4}, "last 4 rounds"),
@@ -243,10 +246,38 @@ def test_parallel_runs_give_the_same_and_report_every_round():
     assert sorted(reported) == sorted(cells * SMALL.rounds)
 
 
-def test_an_error_in_a_parallel_run_arrives_here(tmp_path):
+@pytest.mark.parametrize("codec", ["raw", "topk(0.1) | int8"])
+def test_divergence_is_reported_with_its_place(codec):
+    settings = replace(SMALL, learning_rate=1e30)
+    with pytest.raises(
+        fc.NonFiniteError, match=r"seed 5, round 1, client .*learning rate"
+    ) as caught:
+        simulate(settings, codec, seed=5)
+    assert str(caught.value).startswith(codec)
+    assert caught.value.tensor in str(caught.value)
+
+
+def test_an_error_in_a_parallel_run_arrives_here():
+    with pytest.raises(fc.NonFiniteError, match=r"round 1, client .*learning rate") as caught:
+        run_study(replace(SMALL, learning_rate=1e30), ["raw", "sign"], [0], jobs=2)
+    assert caught.value.tensor in str(caught.value)
+
+
+def test_a_process_that_ended_by_itself_is_reported():
+    def kill(codec, seed):
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    settings = replace(SMALL, rounds=1_000_000, evaluate_every=1_000_000)
+    with pytest.raises(ChildProcessError, match="ended by itself"):
+        run_study(settings, ["raw", "sign"], [0], jobs=2, on_round=kill)
+
+
+def test_nothing_is_trained_where_a_data_set_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedcodec.sim.study.simulate", None)
     settings = replace(SMALL, dataset="mnist", data_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="mnist not found"):
-        run_study(settings, ["raw", "sign"], [0], jobs=2)
+        run_study(settings, ["raw", "sign"], [0])
 
 
 @pytest.mark.parametrize(
@@ -254,8 +285,8 @@ def test_an_error_in_a_parallel_run_arrives_here(tmp_path):
     [
         ([], [0], "at least"),
         (["raw"], [], "at least"),
-        (["topk(0.1)|int8", "topk(0.1) | int8"], [0], "twice"),
-        (["raw"], [1, 1], "twice"),
+        (["topk(0.1)|int8", "topk(0.1) | int8"], [0], r"codec topk\(0.1\) \| int8 appears twice"),
+        (["raw"], [2, 1, 1], "seed 1 appears twice"),
         (["nope"], [0], "nope"),
     ],
 )

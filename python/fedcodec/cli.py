@@ -140,7 +140,7 @@ def parse_widths(context: click.Context, parameter: click.Parameter, value: str)
     help=f"One of {', '.join(LINKS)}, or UPLINK,DOWNLINK,LATENCY in Mbit/s, Mbit/s and ms.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, help="Number of runs of each codec.")
-@click.option("--first-seed", type=click.IntRange(0), default=0)
+@click.option("--first-seed", type=click.IntRange(0, 2**32), default=0)
 @click.option(
     "--average-last",
     type=click.IntRange(1),
@@ -195,8 +195,11 @@ def simulate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from .sim.report import summarise, tables, write_report
-    from .sim.study import run_study
+    from .sim.study import check_study, run_study
 
+    run_seeds = range(first_seed, first_seed + seeds)
+    check_study(settings, codecs, run_seeds)
+    output.mkdir(parents=True, exist_ok=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -208,7 +211,7 @@ def simulate(
         runs = run_study(
             settings,
             codecs,
-            range(first_seed, first_seed + seeds),
+            run_seeds,
             min(jobs, len(codecs) * seeds),
             on_round=lambda codec, seed: progress.advance(bars[codec]),
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -93,6 +94,27 @@ def encode_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
+def prepare(settings: Settings, seed: int) -> tuple[Dataset, list[NDArray[np.int64]]]:
+    """Return the data set and each client's samples: all that can fail for want of something on this machine.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is not on this machine.
+    ValueError
+        If the settings do not fit the data set or this machine.
+    """
+    try:
+        torch.zeros(1, device=settings.device).item()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"torch cannot use the device {settings.device!r}: {error}") from error
+    data = load_dataset(settings.dataset, settings.data_dir)
+    labels, generator = data.train_labels.numpy(), np.random.default_rng([seed, 0])
+    if settings.dirichlet is None:
+        return data, partition_iid(len(labels), settings.clients, generator)
+    return data, partition_dirichlet(labels, settings.clients, settings.dirichlet, generator)
+
+
 def simulate(
     settings: Settings, codec: str, seed: int, on_round: Callable[[], None] | None = None
 ) -> Run:
@@ -119,16 +141,14 @@ def simulate(
     ------
     FileNotFoundError
         If the data set is not on this machine.
+    NonFiniteError
+        If training diverges.
     ValueError
         If the settings do not fit the data set or this machine, or the codec's text is not one.
     """
-    try:
-        torch.empty(0, device=settings.device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"torch cannot use the device {settings.device!r}: {error}") from error
-    data = load_dataset(settings.dataset, settings.data_dir).to(settings.device)
+    data, parts = prepare(settings, seed)
+    data = data.to(settings.device)
     model = FlatModel(build_model(settings.model, data, settings.hidden, seed), settings.device)
-    parts = _partition(settings, data.train_labels.cpu().numpy(), np.random.default_rng([seed, 0]))
     sampling = np.random.default_rng([seed, 1])
     weights = model.named(model.weights)
     spec = fc.Spec.of(weights)
@@ -139,12 +159,14 @@ def simulate(
     history, timing = History(), Timing()
 
     for number in range(1, settings.rounds + 1):
+        place = f"{codec}, seed {seed}, round {number}"
         round_start = perf_counter()
         sampled = sampling.choice(
             settings.clients, settings.clients_per_round, replace=False
         ).tolist()
         server_seed = encode_seed(seed, number, "server")
-        received, downlink_bytes = broadcast.send(weights, sampled, server_seed)
+        with _explained(f"{place}, server"):
+            received, downlink_bytes = broadcast.send(weights, sampled, server_seed)
         model.load(received)
         start = model.weights.clone()
         aggregator = fc.Aggregator(like=spec)
@@ -155,7 +177,8 @@ def simulate(
             _train_locally(settings, data, model, parts[client], batches)
             delta = model.named(model.weights - start)
             before_encode = perf_counter()
-            payload = clients.encode(client, delta, number)
+            with _explained(f"{place}, client {client}"):
+                payload = clients.encode(client, delta, number)
             before_decode = perf_counter()
             aggregator.add(payload, weight=len(parts[client]))
             decode_seconds += perf_counter() - before_decode
@@ -185,6 +208,16 @@ def simulate(
             on_round()
     sizes = [array.size for array in weights.values()]
     return Run(codec, seed, sum(sizes), ideal_bytes(fc.parse(codec), sizes), history, timing)
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    try:
+        yield
+    except fc.NonFiniteError as error:
+        raise fc.NonFiniteError(
+            f"{place}: {error}; the training diverged, lower the learning rate", error.tensor
+        ) from error
 
 
 class Clients:
@@ -279,11 +312,3 @@ def _train_locally(
 def _decode(payload: bytes, like: Update) -> Update:
     decoded: Update = fc.decode(payload, like=like)
     return decoded
-
-
-def _partition(
-    settings: Settings, labels: NDArray[np.int64], generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    if settings.dirichlet is None:
-        return partition_iid(len(labels), settings.clients, generator)
-    return partition_dirichlet(labels, settings.clients, settings.dirichlet, generator)

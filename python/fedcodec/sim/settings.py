@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,11 @@ class Settings:
                 "rounds",
                 "average_last",
             ),
-            *("evaluate_every", "learning_rate"),
+            *("evaluate_every", "learning_rate", "dirichlet"),
         ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above zero, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above zero and finite, not {value}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least zero and below one, not {self.momentum}")
         if self.clients_per_round > self.clients:

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from ctypes import Array, c_int
 from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 
 import fedcodec as fc
 
-from .federation import Run, simulate
+from .federation import Run, prepare, simulate
 from .settings import Settings
 
 POLL_SECONDS = 0.1
 
 OnRound = Callable[[str, int], None]
 _counters: Array[c_int]  # of rounds, one a run; set in each worker
+
+
+def check_study(settings: Settings, codecs: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """Refuse before anything is trained what cannot be run, and return the codecs' standard texts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is not on this machine.
+    ValueError
+        If there is nothing to run, a codec or a seed appears twice, a text is no codec, or the settings do not fit the
+        data set or this machine.
+    """
+    if not codecs or not seeds:
+        raise ValueError("a study needs a codec and a seed at least")
+    texts = [str(fc.parse(codec)) for codec in codecs]
+    for kind, values in (("codec", texts), ("seed", seeds)):
+        for value, count in Counter(values).items():
+            if count > 1:
+                raise ValueError(f"the {kind} {value} appears twice")
+    for seed in seeds:
+        prepare(settings, seed)
+    return texts
 
 
 def run_study(
@@ -50,14 +79,14 @@ def run_study(
 
     Raises
     ------
-    ValueError
-        If there is nothing to run, a codec or a seed appears twice, or a text is no codec.
+    FileNotFoundError, ValueError
+        See `check_study`.
+    NonFiniteError
+        If training diverges.
+    ChildProcessError
+        If a process ended by itself.
     """
-    if not codecs or not seeds:
-        raise ValueError("a study needs a codec and a seed at least")
-    texts = [str(fc.parse(codec)) for codec in codecs]
-    if len(set(texts)) < len(texts) or len(set(seeds)) < len(seeds):
-        raise ValueError("a codec or a seed appears twice")
+    texts = check_study(settings, codecs, seeds)
     cells = [(text, seed) for text in texts for seed in seeds]
     notify = on_round or (lambda codec, seed: None)
     if jobs == 1:
@@ -69,14 +98,19 @@ def run_study(
             torch.set_num_threads(threads)
     context = multiprocessing.get_context("spawn")
     counters = context.Array("i", len(cells), lock=False)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (counters,)) as pool:
+    lifeline, held = context.Pipe(duplex=False)
+    with held, ProcessPoolExecutor(jobs, context, _start_worker, (counters, lifeline)) as pool:
         futures = [
             pool.submit(_run_cell, number, settings, *cell) for number, cell in enumerate(cells)
         ]
         try:
             _watch(futures, cells, counters, notify)
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process of the study ended by itself, perhaps for want of memory"
+            ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            held.close()  # or leaving the pool would wait for the runs
             raise
     return [future.result() for future in futures]
 
@@ -98,10 +132,20 @@ def _watch(
                 seen[number] += 1
 
 
-def _start_worker(counters: Array[c_int]) -> None:
+def _start_worker(counters: Array[c_int], lifeline: Connection) -> None:
     global _counters
     _counters = counters
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends it to the parent too, who decides
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+
+
+def _end_with(lifeline: Connection) -> None:
+    """End this process as soon as the parent has closed its end, be it by its own end."""
+    lifeline.poll(None)
+    os._exit(1)
 
 
 def _run_cell(number: int, settings: Settings, codec: str, seed: int) -> Run:
