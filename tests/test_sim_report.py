@@ -3,7 +3,10 @@ import json
 from dataclasses import replace
 from io import StringIO
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from rich.console import Console
 
 from fedcodec.sim import report
@@ -70,7 +73,7 @@ def test_one_seed_has_no_deviation_and_no_raw_no_difference(runs):
 
 def test_tables_show_every_figure_at_their_width(runs):
     text = StringIO()
-    console = Console(file=text, width=140)
+    console = Console(file=text, width=100)
     for table in report.tables(SETTINGS, report.summarise(SETTINGS, runs)):
         console.print(table)
     shown = text.getvalue()
@@ -85,14 +88,26 @@ def test_tables_show_every_figure_at_their_width(runs):
         "4.0x",
     ):
         assert figure in shown, figure
-    for figure in ("202.5 B", "810.0 B", "800.0 B", "3.2 kB", "4.00", "2.00", "0.750", "3.0"):
+    for figure in ("202.5 B", "810 B", "800 B", "3.2 kB", "4.00", "2.00", "0.750", "3.0"):
         assert figure in shown, figure
     assert "…" not in shown
+    assert "80" in shown.split()
+    # No codec of the default study is longer than this.
+    (longest,) = (replace(each, codec="c" * 21) for each in report.summarise(SETTINGS, runs[:1]))
+    for table in report.tables(SETTINGS, [longest]):
+        assert console.measure(table).maximum <= 100, table.title
 
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(999, "999.0 B"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (1234e9, "1,234.0 GB")],
+    [
+        (999, "999 B"),
+        (99.25, "99.2 B"),
+        (1000, "1.0 kB"),
+        (1500, "1.5 kB"),
+        (2.5e6, "2.5 MB"),
+        (1234e9, "1,234.0 GB"),
+    ],
 )
 def test_bytes_have_units(count, text):
     assert report._bytes(count) == text
@@ -122,24 +137,47 @@ def test_files_hold_the_study(runs, tmp_path):
         assert files[name].read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_plots_have_a_line_for_each_codec_over_rounds_and_over_bytes(runs, monkeypatch, tmp_path):
+@pytest.fixture
+def plot(monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(
         report.Figure, "savefig", lambda figure, path, **options: figures.append(figure)
     )
+
+    def plot(runs, against_bytes=False):
+        report._plot(tmp_path / "a.png", SETTINGS, runs, against_bytes=against_bytes)
+        return figures[-1].axes[0]
+
+    return plot
+
+
+def test_plots_have_a_line_for_each_codec_over_rounds_and_over_bytes(runs, plot):
     alike = [
         replace(each, history=replace(each.history, accuracy=[0.1, None, 0.7, 0.8]))
         for each in runs
     ]
-    report._plot(tmp_path / "a.png", SETTINGS, alike, against_bytes=False)
-    report._plot(tmp_path / "b.png", SETTINGS, alike, against_bytes=True)
-    over_rounds, over_bytes = (figure.axes[0] for figure in figures)
+    over_rounds, over_bytes = plot(alike), plot(alike, against_bytes=True)
     assert [line.get_label() for line in over_rounds.lines] == ["raw", "sign"]
     assert over_rounds.lines[1].get_xdata().tolist() == [1, 3, 4]
     assert over_rounds.lines[1].get_ydata().tolist() == pytest.approx([10, 70, 80])
     assert over_rounds.get_xscale() == "linear"
     assert over_bytes.lines[1].get_xdata().tolist() == [200, 600, 810]
     assert over_bytes.get_xscale() == "log"
+    assert over_rounds.get_title().startswith("Accuracy by round\ndigits, 2 of 4 clients")
+    assert over_bytes.get_title().startswith("Accuracy for the bytes sent\ndigits, 2 of 4 clients")
+    assert "of 2 seeds" in over_rounds.get_title()
+    assert "1 seed" in plot(alike[:1]).get_title()
+
+
+def test_curves_that_coincide_can_all_be_seen(runs, plot):
+    axes = plot([replace(runs[2], codec=codec) for codec in ("raw", "int8", "kbit(4)")])
+    axes.get_legend().remove()
+    canvas = FigureCanvasAgg(axes.figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    for line in axes.lines:
+        colour = np.round(255 * np.array(to_rgb(line.get_color())))
+        assert np.count_nonzero((pixels == colour).all(axis=-1)) > 50, line.get_label()
 
 
 def test_a_failure_leaves_earlier_files_as_they_were(runs, monkeypatch, tmp_path):

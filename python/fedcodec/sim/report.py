@@ -27,6 +27,8 @@ from .federation import Run
 from .settings import Settings
 
 BASELINE = "raw"
+# Where one curve lies on another, that shows beside it and in its gaps.
+LINES = (("-", 2.4), ("--", 1.5), (":", 1.5), ("-.", 1.2))
 BYTES_PER_PARAMETER = np.dtype(np.float32).itemsize
 
 
@@ -150,7 +152,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def tables(settings: Settings, summaries: Sequence[Summary]) -> list[Table]:
-    """Return a table of what was learnt, one of the size of payloads and one of traffic and time."""
+    """Return tables of what was learnt, of the size of payloads, of traffic and of time."""
     result = [
         _table(
             f"Accuracy on the test set: mean of the last {settings.average_last} of {settings.rounds} rounds",
@@ -171,14 +173,14 @@ def tables(settings: Settings, summaries: Sequence[Summary]) -> list[Table]:
         ),
         _table(
             "One uplink payload, everything that is sent counted",
-            ("bytes", "largest", "ratio", "bits/parameter", "ideal bytes", "largest/ideal"),
+            ("bytes", "largest", "ratio", "bits/weight", "ideal bytes", "largest/ideal"),
             {
                 row.codec: (
-                    f"{row.payload_bytes:,.1f}",
+                    _figure(row.payload_bytes),
                     f"{row.largest_payload_bytes:,}",
                     f"{row.ratio:,.1f}x",
                     f"{row.bits_per_parameter:.3f}",
-                    "-" if row.ideal_bytes is None else f"{row.ideal_bytes:,.1f}",
+                    "-" if row.ideal_bytes is None else _figure(row.ideal_bytes),
                     "-"
                     if row.largest_payload_over_ideal is None
                     else f"{row.largest_payload_over_ideal:.3f}",
@@ -187,23 +189,23 @@ def tables(settings: Settings, summaries: Sequence[Summary]) -> list[Table]:
             },
         ),
         _table(
-            f"All sampled clients: bytes up and down; measured time a payload; simulated transfer ({settings.link})",
-            (
-                "up/round",
-                "up total",
-                "down/round",
-                "down total",
-                "encode ms",
-                "decode ms",
-                "transfer s/round",
-                "total s",
-            ),
+            "Traffic of all sampled clients",
+            ("up/round", "up total", "down/round", "down total"),
             {
                 row.codec: (
                     _bytes(row.uplink_bytes_per_round),
                     _bytes(row.uplink_bytes),
                     _bytes(row.downlink_bytes_per_round),
                     _bytes(row.downlink_bytes),
+                )
+                for row in summaries
+            },
+        ),
+        _table(
+            f"Time: measured a payload; simulated transfer ({settings.link})",
+            ("encode ms", "decode ms", "transfer s/round", "transfer s"),
+            {
+                row.codec: (
                     f"{row.encode_milliseconds:.2f}",
                     f"{row.decode_milliseconds:.2f}",
                     f"{row.transfer_seconds_per_round:.3f}",
@@ -235,10 +237,14 @@ def _spread(text: str, deviation: float | None) -> str:
     return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
 
 
+def _figure(count: float) -> str:
+    return f"{count:,.1f}".removesuffix(".0")
+
+
 def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.1f} {unit}"
+            return f"{_figure(count) if unit == 'B' else f'{count:.1f}'} {unit}"
         count /= 1000
     return f"{count:,.1f} GB"
 
@@ -319,7 +325,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _plot(path: Path, settings: Settings, runs: Sequence[Run], against_bytes: bool) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for codec, group in groupby(runs, key=lambda run: run.codec):
+    for number, (codec, group) in enumerate(groupby(runs, key=lambda run: run.codec)):
         histories = [run.history for run in group]
         evaluated = [
             index for index, value in enumerate(histories[0].accuracy) if value is not None
@@ -332,7 +338,8 @@ def _plot(path: Path, settings: Settings, runs: Sequence[Run], against_bytes: bo
         )[evaluated]
         positions = bytes_so_far if against_bytes else np.array(evaluated) + 1
         mean = curves.mean(axis=0)
-        (line,) = axes.plot(positions, mean, label=codec, linewidth=1.2)
+        style, width = LINES[number % len(LINES)]
+        (line,) = axes.plot(positions, mean, label=codec, linestyle=style, linewidth=width)
         if len(curves) > 1:
             deviation = curves.std(axis=0, ddof=1)
             axes.fill_between(
@@ -341,8 +348,12 @@ def _plot(path: Path, settings: Settings, runs: Sequence[Run], against_bytes: bo
     axes.set_xscale("log" if against_bytes else "linear")
     axes.set_xlabel("uplink bytes of all clients, cumulative" if against_bytes else "round")
     axes.set_ylabel("test accuracy, %")
+    seeds = len({run.seed for run in runs})
+    spread = "1 seed" if seeds == 1 else f"mean ± standard deviation of {seeds} seeds"
     axes.set_title(
-        f"{settings.dataset}, {settings.clients_per_round} of {settings.clients} clients a round"
+        f"Accuracy {'for the bytes sent' if against_bytes else 'by round'}\n{settings.dataset}, "
+        f"{settings.clients_per_round} of {settings.clients} clients a round, {spread}",
+        fontsize="medium",
     )
     axes.grid(alpha=0.3)
     axes.legend()
