@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,23 @@ def test_the_readme(tmp_path, monkeypatch):
         else:
             exec(compile(block, str(README), "exec"), namespace)
     assert blocks
+
+
+def test_the_readme_s_commands(tmp_path, monkeypatch):
+    if not README.exists():
+        pytest.skip("an installed package has no README")
+    for package in ("click", "safetensors", "torch", "sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    from click.testing import CliRunner
+
+    from fedcodec import cli
+
+    monkeypatch.chdir(tmp_path)
+    np.savez("model.npz", weight=np.arange(1000, dtype=np.float32))
+    lines = re.findall(r"^fedcodec .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    commands[-1] += ["--jobs", "1"]
+    assert {"compress", "inspect", "decompress", "simulate"} == {command[0] for command in commands}
+    for command in commands:
+        result = CliRunner().invoke(cli.commands, command)
+        assert result.exit_code == 0, (command, result.output, result.exception)
