@@ -262,7 +262,7 @@ def decompress(source: Path, target: Path, max_bytes: int) -> None:
     spec = fc.inspect(payload, limits=limits).spec
     if spec is None:
         raise ValueError(f"{source} leaves names and shapes to its receiver (framing by reference)")
-    check_names({tensor.name for tensor in spec.tensors}, target)
+    check_names(dict.fromkeys(tensor.name for tensor in spec.tensors), target)
     bfloat16 = any(tensor.dtype == "bfloat16" for tensor in spec.tensors)
     if bfloat16 and suffix(target) == ".npz":
         raise ValueError("bfloat16 tensors do not fit into .npz; use .safetensors, .pt or .pth")
