@@ -45,7 +45,7 @@ INEXACT = (
     "int8(stochastic=True)",
     "topk(0.4) | kbit(3, stochastic=True)",
     "residual(sign; topk(0.2) | int8)",
-    "residual(kbit(3); residual(int8; randomk(0.2)))",
+    "residual(kbit(3); randomk(0.2) | int8)",
     "residual(topk(0.3); int8) | zstd",
     'rules(sign; "*.bias" = raw)',
     'rules(residual(sign; int8); "*.bias" = raw | zstd; "w*" = sign)',

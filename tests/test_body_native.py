@@ -109,10 +109,10 @@ def quantizers(draw: st.DrawFn, selected: bool) -> tuple[Any, ...] | None:
 
 
 @st.composite
-def coders(draw: st.DrawFn, sizes: list[int], depth: int = 0) -> tuple[Any, ...]:
+def coders(draw: st.DrawFn, sizes: list[int], inside: bool = False) -> tuple[Any, ...]:
     """A coder of float tensors of these sizes."""
-    if depth < 2 and draw(st.integers(0, 5)) == 0:
-        return ("residual", draw(coders(sizes, depth + 1)), draw(coders(sizes, depth + 1)))
+    if not inside and draw(st.integers(0, 5)) == 0:
+        return ("residual", draw(coders(sizes, True)), draw(coders(sizes, True)))
     kind = draw(st.sampled_from(["none", "topk", "threshold", "percentile", "random", "mask"]))
     scope = draw(st.integers(0, 1))
     groups = ([sum(sizes)] if sizes else []) if scope == 0 else sizes
@@ -298,13 +298,11 @@ def test_large_dense_tensors(dtype: int, quantize: Any) -> None:
     )
 
 
-def test_residuals_nest() -> None:
-    inner = (
-        "residual",
-        ("coder", None, ("integer", 3, "block", 64, True, 1, 2)),
-        ("coder", None, ("sign",)),
-    )
-    coder = ("residual", ("coder", ("topk", 0, [5000]), None), inner)
+@pytest.mark.parametrize(
+    "second", [("integer", 3, "block", 64, True, 1, 2), ("sign",)], ids=["3 bits", "sign"]
+)
+def test_residuals_of_every_float_dtype(second: Any) -> None:
+    coder = ("residual", ("coder", ("topk", 0, [5000]), None), ("coder", None, second))
     tensors = [_tensor(dtype, (40_000,), "heavy", False, dtype) for dtype in (1, 2, 3, 4)]
     compare(tensors, [(range(4), coder)])
 
@@ -520,11 +518,13 @@ def test_wrong_arguments_of_decode() -> None:
     ]:  # fmt: skip
         with pytest.raises((TypeError, ValueError)):
             native.accumulate(payload, 0, 16, [(None, 1, (4,))], PLAIN, sums, weight, (0.0, 0.0))
-    coder: Any = ("coder", None, None)
-    for _ in range(2000):
-        coder = ("residual", coder, ("coder", None, None))
-    with pytest.raises(ValueError, match="nested"):
-        native.check(payload, 0, 16, [(None, 1, (4,))], [([0], coder)])
+    one = ("coder", None, None)
+    for nested in [
+        ("residual", ("residual", one, one), one),
+        ("residual", one, ("residual", one, one)),
+    ]:
+        with pytest.raises(ValueError, match="nested"):
+            native.check(payload, 0, 16, [(None, 1, (4,))], [([0], nested)])
 
 
 def test_a_sum_that_could_overflow_is_refused_and_adds_nothing() -> None:

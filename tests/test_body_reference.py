@@ -299,7 +299,7 @@ def coders(tensors):
     sums = [
         ("residual", plain[15], plain[0]),
         ("residual", plain[20], plain[31]),
-        ("residual", ("residual", plain[1], plain[16]), plain[40]),
+        ("residual", plain[16], plain[40]),
     ]
     return plain + sums
 
@@ -778,6 +778,19 @@ def test_the_smallest_message_with_the_largest_claim_takes_no_memory(payload, co
     finally:
         tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_a_residual_takes_two_copies_beside_its_result():
+    array = np.zeros(1 << 18, np.float32)
+    half = ("coder", ("topk", 0, [100]), None)
+    payload = encode([tensor(array)], ("residual", half, half))
+    tracemalloc.start()
+    try:
+        decode(payload, [tensor(array)], ("residual", half, half))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3.5 * array.nbytes
 
 
 # --- sums ---------------------------------------------------------------------------------------------------------

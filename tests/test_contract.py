@@ -51,7 +51,7 @@ CARDS = {
     "cast": ['cast("float16")', 'cast("bfloat16")', 'topk(0.3) | cast("bfloat16")'],
     "residual": [
         "residual(sign; topk(0.1) | int8)",
-        "residual(topk(0.05) | int8; residual(randomk(0.3); kbit(4, stochastic=True))) | zstd",
+        "residual(randomk(0.3); kbit(4, stochastic=True)) | zstd",
     ],
     "zstd": ["raw | zstd", "topk(0.1) | kbit(4) | zstd(level=1)", "zstd"],
 }

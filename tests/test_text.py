@@ -30,7 +30,7 @@ TEXTS = [
     "topk(0.01) | int8",
     "topk(0.01) | ternary | zstd(level=19)",
     "residual(sign; topk(0.01) | int8)",
-    "residual(residual(sign; sign); residual(sign; raw)) | zstd",
+    "residual(topk(0.1) | ternary; raw) | zstd",
     'rules(topk(0.01) | int8; "*.bias" = raw; "\\"quoted\\" \\\\ \\n" = sign)',
     'rules(topk(0.01); "\u00e9\U0001f600" = residual(sign; int8))',
     "rules(raw)",
@@ -118,6 +118,16 @@ def test_other_spellings(text, meant):
         ("rules()", "character 6 ())", "expected a stage"),
         ("residual(sign | zstd; raw)", "character 0", "put the lossless stage after residual(...)"),
         ("residual(ternary; raw)", "character 0", "ternary needs a select stage before it"),
+        (
+            "residual(raw; residual(sign; raw))",
+            "character 0",
+            "cannot stand inside another residual",
+        ),
+        (
+            "residual(residual(sign; raw); raw)",
+            "character 0",
+            "cannot stand inside another residual",
+        ),
     ],
 )
 def test_errors_name_the_place(text, place, what):

@@ -168,19 +168,18 @@ class Arguments {
       used[i] = true;
       segment.tensors.push_back(i);
     }
-    segment.coder = to_coder(tuple[1], 0);
+    segment.coder = to_coder(tuple[1]);
     return segment;
   }
 
-  Coder to_coder(py::handle object, int depth) {
-    constexpr int kDeepest = 8;  // the header's reader allows fewer
+  Coder to_coder(py::handle object, bool inside = false) {
     const py::tuple tuple = to_tuple(object, 3, 3, "a coder");
     const std::string kind = to_name(tuple[0], "a coder's kind");
     Coder coder;
     if (kind == "residual") {
-      if (depth == kDeepest) throw py::value_error("residuals are nested too deep");
-      coder.terms.push_back(to_coder(tuple[1], depth + 1));
-      coder.terms.push_back(to_coder(tuple[2], depth + 1));
+      if (inside) throw py::value_error("residuals are nested");
+      coder.terms.push_back(to_coder(tuple[1], true));
+      coder.terms.push_back(to_coder(tuple[2], true));
     } else if (kind == "coder") {
       if (!tuple[1].is_none()) coder.select = to_select(tuple[1]);
       if (!tuple[2].is_none()) coder.quantize = to_quantize(tuple[2]);

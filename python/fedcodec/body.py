@@ -4,7 +4,8 @@ Every call takes its kernels as `ops`: `fedcodec.ops.reference` or another backe
 
 A *tensor* is ``(array, dtype id, shape)`` with a 1-D array: of float32, float64 or the wire's storage (uint16 for the
 16-bit floats) for floats, bytes as uint8 for the rest; where nothing is read or written the array is None.
-A *segment* is ``(tensor indices, coder)``, a coder ``("coder", select, quantize)`` or ``("residual", coder, coder)``:
+A *segment* is ``(tensor indices, coder)``, a coder ``("coder", select, quantize)`` or, of two of those,
+``("residual", coder, coder)``:
 
 ========  =======================================================================================================
 select    None, ``("mask", bits, n)``; to encode ``("topk", scope, [k])``, ``("threshold", scope, value)``,
@@ -162,7 +163,7 @@ def _dense(
 
 def _sum(first: dict[int, Array], second: dict[int, Array]) -> list[_Piece]:
     with np.errstate(over="ignore", invalid="ignore"):
-        return [_Piece(i, None, first[i] + second[i]) for i in first]
+        return [_Piece(i, None, np.add(first[i], second[i], out=first[i])) for i in first]
 
 
 def _cast(values: Array, dtype: int, ops: ModuleType) -> tuple[Array, int | None]:

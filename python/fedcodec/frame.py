@@ -21,6 +21,7 @@ from .spec import Spec
 MAGIC = b"FC"
 VERSION = 0
 CHECKSUM_BYTES = 4
+_RESIDUAL = 0x40  # refused inside itself before it is read, or hostile bytes could recurse
 _BY_REFERENCE, _HAS_BASE = 1, 2
 _ONE_PIPELINE, _TABLE, _TABLE_BY_REFERENCE = 0, 4, 8
 
@@ -139,11 +140,13 @@ def read_table(
 
 
 def read_pipeline(reader: Reader, *, inside: bool = False) -> WirePipeline:
-    """Read one pipeline; `inside` a residual there is no lossless stage."""
+    """Read one pipeline; `inside` a residual there is no lossless stage and no other residual."""
     stages: list[WireStage] = []
     for _ in range(reader.varint()):
         wire_id = reader.byte()
         parameters = reader.part(reader.varint())
+        if inside and wire_id == _RESIDUAL:
+            raise DecodeError("a residual inside a residual", reader.offset)
         read = wire_reader(wire_id)
         if read is None:
             raise DecodeError(

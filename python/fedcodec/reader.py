@@ -31,7 +31,6 @@ class Reader:
         if not 0 <= start <= self._stop <= len(self.payload):
             raise DecodeError(f"[{start}, {stop}) is not inside {len(self.payload)} bytes")
         self.offset = start
-        self._depth = 0
 
     @property
     def remaining(self) -> int:
@@ -39,14 +38,10 @@ class Reader:
         return self._stop - self.offset
 
     def part(self, n: int) -> Reader:
-        """Return a reader of the next `n` bytes; hostile parts of parts end at 8 deep."""
-        if self._depth == 8:
-            raise DecodeError("parts are nested more than 8 deep", self.offset)
+        """Return a reader of the next `n` bytes."""
         start = self.offset
         self.take(n)
-        inner = Reader(self.payload, start, self.offset)
-        inner._depth = self._depth + 1
-        return inner
+        return Reader(self.payload, start, self.offset)
 
     def rest(self) -> memoryview:
         """Return everything left, without moving."""

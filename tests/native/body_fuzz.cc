@@ -41,7 +41,7 @@ class Case {
     segments_.resize(1 + choices_.below(2));
     for (size_t i = 0; i < count; ++i)
       segments_[choices_.below(segments_.size())].tensors.push_back(i);
-    for (Segment& segment : segments_) segment.coder = coder(segment, 0);
+    for (Segment& segment : segments_) segment.coder = coder(segment);
   }
 
   Plan plan() const { return {*active_kernels(), tensors_, segments_}; }
@@ -73,11 +73,11 @@ class Case {
     tensors_.push_back({dtype, shape, n, nullptr, dtype});
   }
 
-  Coder coder(const Segment& segment, int depth) {
+  Coder coder(const Segment& segment, bool inside = false) {
     Coder coder;
-    if (depth < 3 && choices_.below(6) == 0) {
-      coder.terms.push_back(this->coder(segment, depth + 1));
-      coder.terms.push_back(this->coder(segment, depth + 1));
+    if (!inside && choices_.below(6) == 0) {
+      coder.terms.push_back(this->coder(segment, true));
+      coder.terms.push_back(this->coder(segment, true));
       return coder;
     }
     coder.select = select(segment);

@@ -71,7 +71,8 @@ struct Quantize {
 struct Coder {
   Select select;
   Quantize quantize;
-  std::vector<Coder> terms;  // two: a residual, and the fields above mean nothing
+  // Two, without terms of their own: a residual, and the fields above mean nothing.
+  std::vector<Coder> terms;
 };
 
 struct Segment {

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..codec import Codec, Stage, as_pipeline, weakest
-from ..errors import DecodeError
 from ..reader import Reader
 from ..registry import WireStage, builtin
 
@@ -14,23 +13,13 @@ if TYPE_CHECKING:
     from ..codec import Determinism, Pipeline
     from ..shared import Shared
 
-_MAX_DEPTH = 4
-
 
 def _read(reader: Reader) -> WireStage:
     from ..frame import read_pipeline
 
     first, second = (read_pipeline(reader, inside=True) for _ in range(2))
     coder = ("residual", first.coder, second.coder)
-    if _depth(coder) > _MAX_DEPTH:
-        raise DecodeError(f"residuals are nested more than {_MAX_DEPTH} deep", offset=reader.offset)
     return WireStage("sum", f"residual({first.text}; {second.text})", coder)
-
-
-def _depth(coder: tuple[object, ...]) -> int:
-    if coder[0] != "residual":
-        return 0
-    return 1 + max(_depth(inner) for inner in coder[1:] if isinstance(inner, tuple))
 
 
 @builtin(id_40=_read)
@@ -41,7 +30,7 @@ class Residual(Stage):
     Parameters
     ----------
     first, second : Codec
-        Pipelines without lossless stages; put one after the residual.
+        Pipelines without lossless stages, which go after the residual, and without residuals.
 
     Examples
     --------
@@ -58,22 +47,16 @@ class Residual(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for part in (self.first, self.second):
-            if as_pipeline(part).find("lossless"):
+        for part in self.parts:
+            if part.find("lossless"):
                 raise ValueError(f"{part}: put the lossless stage after residual(...), not inside")
-        if self.depth > _MAX_DEPTH:
-            raise ValueError(f"residuals are nested {self.depth} deep, at most {_MAX_DEPTH} work")
+            if part.find("sum"):
+                raise ValueError(f"{part} cannot stand inside another residual(...)")
 
     @property
     def parts(self) -> tuple[Pipeline, Pipeline]:
         """Both pipelines."""
         return as_pipeline(self.first), as_pipeline(self.second)
-
-    @property
-    def depth(self) -> int:
-        """How deep residuals are nested, this one counted."""
-        inner = (part.find("sum") for part in self.parts)
-        return 1 + max(stage.depth if isinstance(stage, Residual) else 0 for stage in inner)
 
     @property
     def determinism(self) -> Determinism:
