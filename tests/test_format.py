@@ -921,7 +921,11 @@ def test_values_travel_as_they_are_where_the_codec_would_make_them_larger():
 
 
 @pytest.mark.parametrize(
-    ("density", "most"), [(0.0001, 1.10), (0.001, 1.05), (0.01, 1.05), (0.1, 1.05), (0.5, 1.05)]
+    ("density", "most"),
+    [
+        *[(0.0001, 1.10), (0.001, 1.05), (0.01, 1.05), (0.1, 1.05), (0.5, 1.05)],
+        *[(0.9, 1.05), (0.99, 1.05), (0.999, 1.05), (0.9999, 1.10)],
+    ],
 )
 def test_positions_are_near_their_entropy(density, most):
     n = 4_000_000

@@ -61,8 +61,10 @@ def tile_by_hand(kept: list[int], length: int, t: int) -> tuple[bytes, bytes]:
 
 
 def pack_by_hand(positions: list[int], n: int) -> bytes:
-    s = 0
-    while 16 + s < 31 and len(positions) * 2 ** (16 + s) < 512 * n and 2 ** (16 + s) < n:
+    s, k, most = 0, len(positions), 31
+    if k > n // 2:
+        k, most = n - k, 20
+    while 16 + s < most and k * 2 ** (16 + s) < 512 * n and 2 ** (16 + s) < n:
         s += 1
     t = 16 + s
     headers, data = [], []
@@ -85,6 +87,8 @@ def pack_by_hand(positions: list[int], n: int) -> bytes:
         ([1, 3], 5, "10 00 02 0a"),
         ([2], 1000, "10 01 01 02 00"),
         (sorted({*range(1000)} - {2}), 1000, "10 05 01 02 00"),
+        (range(100_000), 100_000, "11 06 00"),
+        (range(2**20 + 1), 2**20 + 1, "14 06 00 06 00"),
         # S = 100, c = 1, r0 = 6: r = 4, 5 and 6 take 2 bytes, so 4; the remainder is 4, u = 1 + (100 >> 4) = 7.
         ([100], 1_000_000, "14 22 01 07 04 40"),
     ],
@@ -93,7 +97,7 @@ def test_bytes_worked_out_by_hand(positions, n, expected):
     packed = reference.pack_sparse(np.array(positions, np.int64), n)
     assert packed.hex(" ") == expected
     positions_back, used = reference.unpack_sparse(packed, n)
-    assert positions_back.tolist() == positions
+    assert positions_back.tolist() == list(positions)
     assert used == len(packed)
 
 
@@ -101,11 +105,13 @@ def test_bytes_worked_out_by_hand(positions, n, expected):
 @given(
     st.sampled_from([1, 7, 8, 9, 65535, 65536, 65537, 131072, 140000, 400_000]),
     st.floats(0, 1),
+    st.booleans(),
     st.integers(0, 2**32),
 )
-def test_packing_follows_the_rule(n, density, seed):
+def test_packing_follows_the_rule(n, density, dense, seed):
     rng = np.random.default_rng(seed)
     k = round(n * density**4)
+    k = n - k if dense else k
     positions = np.sort(rng.choice(n, k, replace=False)).astype(np.int64)
     packed = reference.pack_sparse(positions, n)
     assert packed == pack_by_hand(positions.tolist(), n)

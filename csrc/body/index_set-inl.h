@@ -88,9 +88,11 @@ class TilePacker {
  public:
   TilePacker(const Kernels& kernels, uint64_t n, uint64_t kept)
       : kernels_(kernels), t_(kMinTileBits) {
-    // kept * 2^t < 512 * n, with nothing to overflow.
-    while (t_ < kMaxTileBits && kept < ceil_div(n, uint64_t{1} << (t_ - 9)) &&
-           uint64_t{1} << t_ < n) {
+    // coded * 2^t < 512 * n, with nothing to overflow.
+    const bool dense = kept > n / 2;
+    const uint64_t coded = dense ? n - kept : kept;
+    while (t_ < (dense ? kMaxDenseBits : kMaxTileBits) &&
+           coded < ceil_div(n, uint64_t{1} << (t_ - 9)) && uint64_t{1} << t_ < n) {
       ++t_;
     }
   }

@@ -19,6 +19,7 @@ constexpr size_t kWindow = size_t{1} << 16;  // positions at a time
 constexpr size_t kChunk = size_t{1} << 14;   // values at a time
 constexpr unsigned kMinTileBits = 16;
 constexpr unsigned kMaxTileBits = 31;
+constexpr unsigned kMaxDenseBits = 20;  // what a tile keeps lies in memory while it is packed
 constexpr unsigned kMaxRice = 30;
 constexpr double kRoundings = 1 + 0x1p-20;  // more than the rounding of a sum can add
 

@@ -388,8 +388,10 @@ def _pack_tile(kept: Positions, length: int, t: int) -> tuple[bytes, bytes]:
 
 def pack_sparse(positions: Positions, n: int) -> bytes:
     """The strictly increasing `positions` of [0, n) as a sparse index set."""
-    t = 16
-    while t < 31 and positions.size << t < 512 * n and 1 << t < n:
+    dense = positions.size > n // 2
+    t, most = 16, 20 if dense else 31
+    coded = n - positions.size if dense else positions.size
+    while t < most and coded << t < 512 * n and 1 << t < n:
         t += 1
     starts = range(0, n, 1 << t)
     cuts = np.searchsorted(positions, [*starts, n])
