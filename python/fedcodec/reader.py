@@ -23,6 +23,8 @@ class Reader:
     Offsets, those of the errors too, count from the beginning of `payload`.
     """
 
+    __slots__ = ("_stop", "offset", "payload")
+
     def __init__(
         self, payload: bytes | bytearray | memoryview, start: int = 0, stop: int | None = None
     ) -> None:
@@ -56,17 +58,24 @@ class Reader:
 
     def byte(self) -> int:
         """Return the next byte."""
-        return self.take(1)[0]
+        at = self.offset
+        if at == self._stop:
+            raise DecodeError("1 bytes expected, 0 left", at)
+        self.offset = at + 1
+        return self.payload[at]
 
     def varint(self) -> int:
         """Return the next varint, which must be in its shortest form and below 2**64."""
         start = self.offset
+        if start < self._stop and (first := self.payload[start]) < 0x80:
+            self.offset = start + 1  # without a call: most are short, and a header holds millions
+            return first
         value = 0
         for shift in range(0, 64, 7):
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                if byte == 0 and shift:
+                if byte == 0:
                     raise DecodeError("a varint is not in its shortest form", start)
                 if value >> 64:
                     raise DecodeError("a varint is above 64 bits", start)

@@ -120,6 +120,7 @@ class Spec:
         DecodeError
             If they are not exactly one spec of at most `max_tensors` tensors.
         """
+        encoded = bytes(reader.rest())
         structure = reader.byte()
         if structure >= len(_STRUCTURES):
             raise DecodeError(f"unknown structure {structure}", offset=reader.offset - 1)
@@ -138,7 +139,9 @@ class Spec:
             names.add(tensor.name)
             tensors.append(tensor)
         reader.end()
-        return cls(kind, tuple(tensors))
+        spec = cls(kind, tuple(tensors))
+        spec.__dict__["encoded"] = encoded  # each spec has one form: it need not be made again
+        return spec
 
     def require(self, expected: Spec) -> None:
         """Raise `SpecMismatch` that names the first difference from `expected`."""
@@ -174,14 +177,14 @@ def _read_tensor(
         if tied_to >= number or earlier[tied_to].tied_to is not None:
             raise DecodeError(f"tensor {name!r} is tied to no earlier tensor", offset=reader.offset)
         return TensorSpec(name, earlier[tied_to].dtype, earlier[tied_to].shape, tied_to)
-    if dtype_id not in dtypes.BY_ID:
+    dtype = dtypes.BY_ID.get(dtype_id)
+    if dtype is None:
         raise DecodeError(f"unknown dtype {dtype_id}", offset=reader.offset - 1)
     count = reader.varint()
     if count > MAX_DIMENSIONS:
         raise DecodeError(f"{count} dimensions, the most is {MAX_DIMENSIONS}", offset=reader.offset)
-    shape = tuple(reader.varint() for _ in range(count))
-    dtype = dtypes.BY_ID[dtype_id]
+    shape = tuple([reader.varint() for _ in range(count)])
     # Array libraries refuse such shapes even where another dimension is zero.
-    if math.prod(dimension or 1 for dimension in shape) * dtype.itemsize >> 63:
+    if math.prod(filter(None, shape)) * dtype.itemsize >> 63:
         raise DecodeError(f"tensor {name!r} has too many elements", offset=reader.offset)
     return TensorSpec(name, dtype.name, shape)
