@@ -383,7 +383,14 @@ REFUSED = {
     "2^63 bytes beside a zero": payload(one(1, 2**61, 0), RAW, b""),
     "more elements than 64 bits": payload(one(12, 2**40, 2**40), RAW, b""),
     "a table of no pipelines": payload(one(1, 1), b"\0", f32(1), flags=4),
-    "a pipeline that is not there": payload(one(1, 1), b"\2" + RAW * 2 + b"\2", f32(1), flags=4),
+    "a pipeline that is not there": payload(
+        b"\1\2" + tensor(1, 1) * 2, b"\2" + RAW * 2 + b"\0\2", f32(1, 1), flags=4
+    ),
+    "a pipeline without a tensor": payload(
+        b"\1\2" + tensor(1, 1) * 2, b"\2" + RAW * 2 + b"\1\1", f32(1, 1), flags=4
+    ),
+    "more pipelines than tensors": payload(one(1, 1), b"\2" + RAW * 2 + b"\0", f32(1), flags=4),
+    "a million empty pipelines": payload(one(1, 1), leb(10**6) + RAW * 10**6, f32(1), flags=4),
     "an unknown stage": payload(one(1, 1), pipe((0x10, b"")), f32(1)),
     "the last id": payload(one(1, 1), pipe((0xFF, b"")), f32(1)),
     "a third party's": payload(one(1, 1), pipe((0xBF, b"")), f32(1)),
@@ -516,7 +523,10 @@ REASONS = {
     '2^63 bytes beside a zero': "tensor 'array' has too many elements (at byte 19)",
     'more elements than 64 bits': "tensor 'array' has too many elements (at byte 21)",
     'a table of no pipelines': 'a rule table without pipelines (at byte 11)',
-    'a pipeline that is not there': 'a tensor has a pipeline beyond the 2 (at byte 14)',
+    'a pipeline that is not there': 'a tensor has a pipeline beyond the 2 (at byte 18)',
+    'a pipeline without a tensor': 'a pipeline codes no tensor (at byte 18)',
+    'more pipelines than tensors': '2 pipelines for 1 tensors (at byte 11)',
+    'a million empty pipelines': '1000000 pipelines for 1 tensors (at byte 13)',
     'an unknown stage': 'unknown stage 0x10; is its codec registered? (at byte 13)',
     'the last id': 'unknown stage 0xff; is its codec registered? (at byte 13)',
     "a third party's": 'unknown stage 0xbf; is its codec registered? (at byte 13)',
@@ -661,11 +671,23 @@ def test_a_segment_that_fails_leaves_out_alone_and_the_sum_too(text, isa):
     assert same(server.mean(), fc.decode(data))
 
 
+@pytest.mark.parametrize("framing", ["inline", "reference"])
+def test_rules_that_no_tensor_follows_do_not_travel(framing):
+    rules = fc.parse('rules(raw; "*.bias" = int8 | zstd; "w" = sign; "v" = topk(0.1))')
+    for names, meant in [("w", "sign"), ("wv", 'rules(sign; "v" = topk(0.1))'), ("", "raw")]:
+        update = {name: np.ones(500, np.float32) for name in names}
+        payload = rules.encode(update, framing=framing)
+        assert payload == fc.parse(meant).encode(update, framing=framing)
+        shared = fc.Shared()
+        shared.add_rules(rules, fc.Spec.of(update))
+        assert list(fc.decode(payload, like=update, shared=shared)) == list(names)
+
+
 def test_segments_draw_from_numbers_of_their_own(isa):
     """docs/numerics.md, section 5: segment s counts its draws from s x 2^40, across its tensors."""
     values = np.linspace(-1, 1, 300, dtype=np.float32)
     stochastic = fc.Int8(None, stochastic=True, seed=3)
-    update = {name: values.copy() for name in ("x", "y1", "y2")}
+    update = {name: values.copy() for name in ("raw", "x", "y1", "y2")}
     data = fc.Raw().for_names({"x": stochastic, "y*": stochastic}).encode(update, seed=4)
     decoded = fc.decode(data)
     for name, first in (("x", 1 << 40), ("y1", 2 << 40), ("y2", (2 << 40) + 300)):

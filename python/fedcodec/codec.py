@@ -80,9 +80,12 @@ class Codec(ABC):
         """Return the number of the pipeline that codes the tensor of this name."""
 
     def table(self, spec: Spec) -> RuleTable:
-        """Compile to the pipeline of each tensor of a spec."""
+        """Compile to the pipelines that code a tensor of a spec, and the one of each tensor."""
+        numbers = [self.pipeline_of(tensor.name) for tensor in spec.untied]
+        pipelines, used = self.pipelines(), sorted(set(numbers)) or [0]
+        place = {number: i for i, number in enumerate(used)}
         return RuleTable(
-            self.pipelines(), tuple(self.pipeline_of(tensor.name) for tensor in spec.untied)
+            tuple(pipelines[number] for number in used), tuple(place[number] for number in numbers)
         )
 
     def add_shared(self, shared: Shared) -> None:

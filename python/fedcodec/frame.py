@@ -112,27 +112,33 @@ def verify(payload: memoryview) -> None:
 
 
 def read_table(
-    frame: Frame, count: int, shared: Shared | None
+    frame: Frame, count: int | None, shared: Shared | None
 ) -> tuple[list[WirePipeline], list[int], int]:
-    """Return the pipelines, which of them codes each of `count` tensors, and where the body starts."""
+    """Return the pipelines, which of them codes each of `count` tensors, and where the body starts.
+
+    Without a count only the pipelines are read.
+    """
     if frame.table is None:
         assert frame.table_digest is not None
         reader = Reader(_look_up(shared, frame.table_digest, "rules"))
     else:
         reader = Reader(frame.table, frame.start, frame.stop)
     if frame.one_pipeline:
-        return [read_pipeline(reader)], [0] * count, reader.offset
+        return [read_pipeline(reader)], [0] * (count or 0), reader.offset
     number = reader.varint()
     if number == 0:
         raise DecodeError("a rule table without pipelines", reader.offset)
-    if number > reader.remaining:
-        raise DecodeError(f"{number} pipelines, {reader.remaining} bytes are left", reader.offset)
+    most = Limits().max_tensors if count is None else count
+    if number > max(1, most):
+        raise DecodeError(f"{number} pipelines for {most} tensors", reader.offset)
     pipelines = [read_pipeline(reader) for _ in range(number)]
-    assignment = [0] * count
-    if number > 1:
+    assignment = [0] * (count or 0)
+    if number > 1 and count is not None:
         assignment = [reader.varint() for _ in range(count)]
-        if max(assignment, default=0) >= number:
+        if max(assignment) >= number:
             raise DecodeError(f"a tensor has a pipeline beyond the {number}", reader.offset)
+        if len(set(assignment)) < number:
+            raise DecodeError("a pipeline codes no tensor", reader.offset)
     if frame.table is None:
         reader.end()
         return pipelines, assignment, frame.start

@@ -314,7 +314,7 @@ def inspect(payload: Any, *, limits: Limits | None = None) -> PayloadInfo:
     opened = frame.open_frame(view, max_tensors=(limits or Limits()).max_tensors)
     text, start = None, opened.start
     if opened.table is not None:
-        count = 0 if opened.spec is None else len(opened.spec.untied)
+        count = None if opened.spec is None else len(opened.spec.untied)
         pipelines, _, start = frame.read_table(opened, count, None)
         text = "\n".join(pipeline.text for pipeline in pipelines)
     return PayloadInfo(
