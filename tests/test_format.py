@@ -963,11 +963,16 @@ def test_like_must_match_in_both_framings():
     update = {"w": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}
     others = [
         ([update["w"], update["b"]], "the update is a dict, expected a list"),
-        ({"w": update["w"], "c": update["b"]}, "tensor 'b': name is 'b', expected 'c'"),
+        (
+            {"w": update["w"], "c": update["b"]},
+            "the update lacks 'c' and has 'b', which is not expected",
+        ),
         ({"w": update["w"].T, "b": update["b"]}, r"'w': shape is \(2, 3\), expected \(3, 2\)"),
         (update | {"b": np.zeros(2)}, "'b': dtype is 'float32', expected 'float64'"),
-        ({"w": update["w"]}, "the update has 2 tensors, expected 1"),
-        (update | {"more": np.zeros(1)}, "the update has 2 tensors, expected 3"),
+        ({"w": update["w"]}, "the update has 'b', which is not expected"),
+        (update | {"more": np.zeros(1)}, "the update lacks 'more'"),
+        (update | dict.fromkeys("defgh", update["b"]), "lacks 'd', 'e', 'f' and 2 more"),
+        (update | {"x" * 1000: update["b"]}, r"lacks 'x{59} \.\.\. x{14}'$"),
         ({"b": update["b"], "w": update["w"]}, "tensor 'w': name is 'w', expected 'b'"),
     ]
     for other, message in others:
@@ -977,6 +982,24 @@ def test_like_must_match_in_both_framings():
             fc.decode(fc.Raw().encode(update, framing="reference"), like=fc.Spec.of(other))
         with pytest.raises(fc.SpecMismatch):
             fc.Aggregator(other).add(fc.Raw().encode(update))
+
+
+def test_a_spec_that_was_read_has_the_digest_of_one_that_was_made():
+    tied = np.ones((2, 3), np.float32)
+    for update in ({"a": tied, "\u00e9": tied, "": np.zeros((0, 300), np.int64)}, [tied], tied, {}):
+        info = fc.inspect(fc.Raw().encode(update))
+        made = fc.Spec(info.spec.structure, info.spec.tensors)
+        assert info.spec.encoded == made.encoded
+        assert info.spec_digest == fc.Spec.of(update).digest
+
+
+@pytest.mark.parametrize("framing", ["inline", "reference"])
+def test_a_name_that_is_no_utf8_is_refused(framing):
+    with pytest.raises(
+        ValueError, match=r"the name 'a\\udc80' holds half a surrogate pair"
+    ) as caught:
+        fc.Raw().encode({"a\udc80": np.zeros(3, np.float32)}, framing=framing)
+    assert type(caught.value) is ValueError
 
 
 def test_arrays_of_the_other_byte_order_tie_with_their_like_only():

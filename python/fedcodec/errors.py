@@ -5,6 +5,11 @@ from __future__ import annotations
 __all__ = ["BackendError", "DecodeError", "FedcodecError", "NonFiniteError", "SpecMismatch"]
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """Return a text for a message, without its middle where it is longer than `most`."""
+    return text if len(text) <= most else f"{text[: most - 20]} ... {text[-15:]}"
+
+
 class FedcodecError(Exception):
     """The base of everything that fedcodec raises on its own account."""
 

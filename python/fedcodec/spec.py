@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from . import dtypes
 from .digests import digest
-from .errors import DecodeError, SpecMismatch
+from .errors import DecodeError, SpecMismatch, shortened
 from .reader import Reader, varint
 
 _STRUCTURES: tuple[Literal["array", "list", "dict"], ...] = ("array", "list", "dict")
@@ -94,7 +94,11 @@ class Spec:
         out += varint(len(self.tensors))
         for tensor in self.tensors:
             if self.structure == "dict":
-                name = tensor.name.encode()
+                try:
+                    name = tensor.name.encode()
+                except UnicodeEncodeError:
+                    what = f"the name {_brief(tensor.name)} holds half a surrogate pair"
+                    raise ValueError(f"{what}, it has no UTF-8") from None
                 out += varint(len(name)) + name
             if tensor.tied_to is not None:
                 out.append(_TIED)
@@ -135,7 +139,9 @@ class Spec:
         for number in range(count):
             tensor = _read_tensor(reader, kind, number, tensors)
             if tensor.name in names:
-                raise DecodeError(f"two tensors are named {tensor.name!r}", offset=reader.offset)
+                raise DecodeError(
+                    f"two tensors are named {_brief(tensor.name)}", offset=reader.offset
+                )
             names.add(tensor.name)
             tensors.append(tensor)
         reader.end()
@@ -150,15 +156,34 @@ class Spec:
         for difference in self._differences(expected):
             raise SpecMismatch(difference)
 
+    def _names_beside(self, other: Spec) -> list[str]:
+        known = {tensor.name for tensor in other.tensors}
+        return [tensor.name for tensor in self.tensors if tensor.name not in known]
+
     def _differences(self, expected: Spec) -> Iterator[str]:
         if self.structure != expected.structure:
             yield f"the update is a {self.structure}, expected a {expected.structure}"
+        if self.structure == "dict":
+            missing, extra = expected._names_beside(self), self._names_beside(expected)
+            if missing or extra:
+                parts = [f"lacks {_listed(missing)}"] * bool(missing)
+                parts += [f"has {_listed(extra)}, which is not expected"] * bool(extra)
+                yield f"the update {' and '.join(parts)}"
         for ours, theirs in zip(self.tensors, expected.tensors, strict=False):
             for field in ("name", "dtype", "shape", "tied_to"):
                 found, wanted = getattr(ours, field), getattr(theirs, field)
                 if found != wanted:
-                    yield f"tensor {ours.name!r}: {field} is {found!r}, expected {wanted!r}"
+                    yield f"tensor {_brief(ours.name)}: {field} is {found!r}, expected {wanted!r}"
         yield f"the update has {len(self.tensors)} tensors, expected {len(expected.tensors)}"
+
+
+def _brief(name: str) -> str:
+    return shortened(repr(name))
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    listed = ", ".join(map(_brief, names[:most]))
+    return listed + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _read_tensor(
@@ -175,7 +200,9 @@ def _read_tensor(
     if dtype_id == _TIED:
         tied_to = reader.varint()
         if tied_to >= number or earlier[tied_to].tied_to is not None:
-            raise DecodeError(f"tensor {name!r} is tied to no earlier tensor", offset=reader.offset)
+            raise DecodeError(
+                f"tensor {_brief(name)} is tied to no earlier tensor", offset=reader.offset
+            )
         return TensorSpec(name, earlier[tied_to].dtype, earlier[tied_to].shape, tied_to)
     dtype = dtypes.BY_ID.get(dtype_id)
     if dtype is None:
@@ -186,5 +213,5 @@ def _read_tensor(
     shape = tuple([reader.varint() for _ in range(count)])
     # Array libraries refuse such shapes even where another dimension is zero.
     if math.prod(filter(None, shape)) * dtype.itemsize >> 63:
-        raise DecodeError(f"tensor {name!r} has too many elements", offset=reader.offset)
+        raise DecodeError(f"tensor {_brief(name)} has too many elements", offset=reader.offset)
     return TensorSpec(name, dtype.name, shape)
