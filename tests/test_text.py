@@ -77,6 +77,10 @@ def test_texts_name_every_stage():
         ('topk(5e-1, "tensor")', 'topk(0.5, scope="tensor")'),
         ("residual(sign, raw)", "residual(sign; raw)"),
         ("threshold(+.5)", "threshold(value=0.5)"),
+        ("cast(float16)", 'cast("float16")'),
+        ("topk(0.1, scope=tensor)", 'topk(0.1, scope="tensor")'),
+        ("topk(0.1, tensor)", 'topk(0.1, scope="tensor")'),
+        ("mask(deadbeefdeadbeef)", 'mask("deadbeefdeadbeef")'),
         ("topk(1)\n|\tternary", "topk(1) | ternary"),
     ],
 )
@@ -102,14 +106,26 @@ def test_other_spellings(text, meant):
         ("topk(0x10)", "character 6 (x10))", "expected ','"),
         ("topk(1__0)", "character 6 (__0))", "expected ','"),
         ("topk(007)", "character 5 (007))", "expected a number or a string"),
-        ("topk(0.1) | int9", "character 12 (int9)", "unknown stage 'int9'; there are "),
+        ("topk(0.1) | int9", "character 12 (int9)", "unknown stage 'int9'; did you mean int8?"),
+        ("top_k(0.01)", "character 0", "unknown stage 'top_k'; did you mean topk?"),
+        ("raw | TopK(0.01)", "character 6", "unknown stage 'TopK'; did you mean topk?"),
+        ("residual(sgn; raw)", "character 9", "unknown stage 'sgn'; did you mean sign?"),
+        ("huffman", "character 0", "unknown stage 'huffman'; there are cast, "),
+        ("threshold(precentile=3)", "character 0", "'precentile'; did you mean percentile?"),
+        ("threshold", "character 0", "threshold needs either value= or percentile="),
+        ("topk(0.1, scope=layer)", "character 0", "scope is 'layer', it must be one of"),
+        ("topk(0.1) | sign", "character 12", "such as topk(0.01) | ternary"),
         (
             "raw | topk(2)",
             "character 6 (topk(2))",
             "density is 2, it must be above 0 and at most 1",
         ),
         ("topk", "character 0 (topk)", "missing 1 required positional argument: 'density'"),
-        ("int8(axes=1)", "character 0 (int8(axes=1))", "unexpected keyword argument 'axes'"),
+        (
+            "int8(axes=1)",
+            "character 0 (int8(axes=1))",
+            "int8 has no parameter 'axes'; did you mean axis?",
+        ),
         ("int8(axis=1, axis=2)", "character 13 (axis=2))", "axis is given twice"),
         ('rules(raw; "a" = raw; "a" = int8)', 'character 22 ("a" = int8))', "given twice"),
         ("rules(raw; a = raw)", "character 11 (a = raw))", "expected a number or a string"),
@@ -137,12 +153,22 @@ def test_errors_name_the_place(text, place, what):
     assert what in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a" * 10**6, "raw | " + "a" * 10**6, 'raw, "' + "a" * 10**6])
-def test_errors_quote_the_start_of_a_long_text(text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 10**6,
+        "topk(" + "x" * 10**6 + "=1)",
+        "cast(" + "x" * 10**6 + ")",
+        "raw" + " " * 10**6 + "!",
+        "raw | " * 10**5,
+        "rules(raw" + '; "a" = raw' * 10**5,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_errors_do_not_repeat_a_huge_text(text):
     with pytest.raises(ValueError, match="codec") as caught:
         fc.parse(text)
-    assert text[:90] in str(caught.value)
-    assert len(str(caught.value)) < 1000
+    assert len(str(caught.value)) < 600
 
 
 ORDER = "a pipeline is select | quantize | lossless, one stage of each kind at most"
@@ -180,6 +206,22 @@ def test_a_stage_that_needs_another_says_so_when_it_is_used():
         fc.Ternary().encode(np.zeros(3, np.float32))
     with pytest.raises(ValueError, match=r"such as topk\(0.01\) \| ternary"):
         fc.Ternary() | fc.Zstd()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fc.TopK(0.1) | "int8", r"use fedcodec.parse\('int8'\)"),
+        (lambda: "topk(0.1)" | fc.Int8(), r"use fedcodec.parse\('topk\(0.1\)'\)"),
+        (lambda: fc.Raw() | 5, "unsupported operand"),
+        (lambda: 5 | fc.Raw(), "unsupported operand"),
+        (lambda: fc.Mask(np.array([True, False])), r"digest is a ndarray: use Mask.of\(mask\)"),
+        (lambda: fc.from_config({"stage": "topk", "densty": 0.1}), "did you mean density"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_meant(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
 
 
 def test_rules_are_the_whole_of_a_codec():
@@ -281,7 +323,6 @@ def test_numpy_numbers_are_numbers(codec, same_as):
         (lambda: fc.Mask("0" * 16, fc.MaskBits(b"\1", 1)), ValueError),
         (lambda: fc.Residual(fc.Raw(), "raw"), TypeError),
         (lambda: fc.parse("residual(" * 5 + "raw" + "; raw)" * 5), ValueError),
-        (lambda: fc.Raw() | "int8", TypeError),
         (lambda: fc.Raw().for_names({"a": "int8"}), TypeError),
     ],
 )

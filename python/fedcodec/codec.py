@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from . import ops
 from .digests import digest
+from .errors import shortened
 from .reader import varint
 
 if TYPE_CHECKING:
@@ -157,9 +158,16 @@ class Codec(ABC):
         return pipeline.encode(self, read.spec, read.storage, framing=framing, base=base, seed=seed)
 
     def __or__(self, other: Codec) -> Pipeline:
+        if isinstance(other, str):
+            raise TypeError(
+                f"| joins codecs, not text: use fedcodec.parse({shortened(repr(other))})"
+            )
         if not isinstance(other, Codec):
             return NotImplemented
         return Pipeline(stages_of(self) + stages_of(other))
+
+    def __ror__(self, other: Any) -> Any:
+        return self | other  # never a codec: refused as on the other side
 
 
 class Stage(Codec):
@@ -169,6 +177,7 @@ class Stage(Codec):
     kind: ClassVar[Kind]
     wire_id: ClassVar[int | None] = None  # of a third party's: `fedcodec.register` sets it
     _determinism: ClassVar[Determinism] = "backend"
+    _needs_all: ClassVar[str] = "it codes every value of a tensor"  # why none may be left out
 
     def __post_init__(self) -> None:
         """Make numbers of NumPy's scalars, so that text, JSON and bytes are those of one and the same."""
@@ -327,7 +336,7 @@ class Pipeline(Codec):
                 raise ValueError(
                     f"{stage} needs a select stage before it, such as topk(0.01) | {stage}"
                     if stage.needs_select
-                    else f"{stage} cannot follow a select stage: it codes every value of a tensor"
+                    else f"{stage} cannot follow a select stage: {stage._needs_all}"
                 )
 
     def find(self, kind: Kind) -> Stage | None:

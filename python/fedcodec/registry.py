@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from .codec import Codec, Kind, Lossless, Pipeline, Quantizer, Stage, stages_of
-from .errors import DecodeError
+from .errors import DecodeError, shortened
 from .reader import Reader
 
 _T = TypeVar("_T", bound=type[Stage])
@@ -119,11 +121,38 @@ def stage_class(name: str) -> type[Stage]:
     Raises
     ------
     ValueError
-        If there is none; the message lists all.
+        If there is none; the message says which is meant, or lists all.
     """
     if name not in _by_name:
-        raise ValueError(f"unknown stage {name!r}; there are {', '.join(sorted(_by_name))}")
+        raise ValueError(f"unknown stage {shortened(repr(name))}{_meant(name, _by_name)}")
     return _by_name[name]
+
+
+def build(name: str, *positional: Any, **named: Any) -> Stage:
+    """Make a stage by its name and parameters.
+
+    Raises
+    ------
+    ValueError
+        If there is no such stage, or its parameters make no sense.
+    TypeError
+        If it has no such parameter; the message says which is meant, or lists all.
+    """
+    cls = stage_class(name)
+    try:
+        return cls(*positional, **named)
+    except TypeError as error:
+        known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+        for key in named:
+            if key not in known:
+                message = f"{name} has no parameter {shortened(repr(key))}{_meant(key, known)}"
+                raise TypeError(message) from None
+        raise TypeError(str(error).removeprefix(f"{cls.__name__}.__init__() ")) from None
+
+
+def _meant(word: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word)[:80].lower(), known, 1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
 
 
 def stage_names() -> list[str]:
@@ -167,4 +196,4 @@ def from_config(config: dict[str, Any]) -> Codec:
         for key, value in config.items()
         if key != "stage"
     }
-    return stage_class(config["stage"])(**parameters)
+    return build(config["stage"], **parameters)

@@ -7,12 +7,14 @@ import re
 from typing import Any
 
 from .codec import Codec
-from .registry import stage_class
+from .errors import shortened
+from .registry import build, stage_class, stage_names
 
 _NAME = r"[A-Za-z_]\w*"
 _LITERAL = r'"(?:[^"\\]|\\.)*"|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?'
 _TOKEN = re.compile(rf"\s*(?:({_NAME})|({_LITERAL})|([|();,=]))")
 _CONSTANTS = {"True": True, "False": False, "None": None}
+_SPACE = re.compile(r"\s*")
 _MAX_DEPTH = 16  # of parentheses: a text may come from a stranger
 
 
@@ -22,8 +24,9 @@ def parse(text: str) -> Codec:
     Parameters
     ----------
     text : str
-        Stages joined by `|`. Parameters are numbers, strings, True, False or None, as in Python. Whole pipelines are
-        parameters of `residual(first; second)` and `rules(default; "pattern" = pipeline; ...)`.
+        Stages joined by `|`. Parameters are numbers, strings, True, False or None, as in Python; a string that is a
+        word needs no quotes. Whole pipelines are parameters of `residual(first; second)` and
+        `rules(default; "pattern" = pipeline; ...)`.
 
     Raises
     ------
@@ -54,13 +57,13 @@ class _Parser:
         self._advance()
 
     def _advance(self) -> None:
-        if not self._text[self._position :].strip():
-            self._start, self._token, self._is = len(self._text), "", "end"
+        space = _SPACE.match(self._text, self._position)
+        self._start = space.end() if space else self._position
+        if self._start == len(self._text):
+            self._token, self._is = "", "end"
             return
-        match = _TOKEN.match(self._text, self._position)
+        match = _TOKEN.match(self._text, self._start)
         if match is None:
-            rest = self._text[self._position :]
-            self._start = self._position + len(rest) - len(rest.lstrip())
             raise self.error("unexpected character")
         self._start, self._position = match.start(match.lastindex or 0), match.end()
         self._token = match.group(match.lastindex or 0)
@@ -68,9 +71,11 @@ class _Parser:
 
     def error(self, what: str, start: int | None = None) -> ValueError:
         self._start = self._start if start is None else start
-        rest = self._text[self._start :]
-        place = f"character {self._start} ({_start_of(rest)})" if rest else "the end"
-        return ValueError(f"codec {_start_of(self._text)!r}, at {place}: {_start_of(what, 500)}")
+        rest = shortened(self._text[self._start :])
+        place = f"character {self._start} ({rest})" if rest else "the end"
+        return ValueError(
+            f"codec {shortened(repr(self._text))}, at {place}: {shortened(what, 300)}"
+        )
 
     def take(self, token: str) -> bool:
         if self._token != token or self._is == "literal":
@@ -114,14 +119,13 @@ class _Parser:
             while not self.take(")"):
                 if positional or named:
                     self.expect(";" if self._token == ";" else ",")
-                self.argument(positional, named)
+                self.argument(positional, named, of_codecs=make.kind == "sum")
         try:
-            return make(*positional, **named)
+            return build(name, *positional, **named)
         except (TypeError, ValueError) as error:
-            what = str(error).removeprefix(f"{make.__name__}.__init__() ")
-            raise self.error(what, start) from None
+            raise self.error(str(error), start) from None
 
-    def argument(self, positional: list[Any], named: dict[str, Any]) -> None:
+    def argument(self, positional: list[Any], named: dict[str, Any], *, of_codecs: bool) -> None:
         if self._is == "literal" or self._token in _CONSTANTS:
             positional.append(self.value())
             return
@@ -132,10 +136,18 @@ class _Parser:
             if self.take("="):
                 if name in named:
                     raise self.error(f"{name} is given twice", mark[1])
-                named[name] = self.value()
+                named[name] = self.word() if self._is == "name" else self.value()
+                return
+            if not of_codecs and name not in stage_names():
+                positional.append(name)
                 return
         self._position, self._start, self._token, self._is = mark
         positional.append(self.codec())
+
+    def word(self) -> Any:
+        word = self._token
+        self._advance()
+        return _CONSTANTS.get(word, word)
 
     def value(self) -> Any:
         token, literal = self._token, self._is == "literal"
@@ -162,7 +174,3 @@ class _Parser:
             rules[pattern] = self.codec()
         self.expect(")")
         return default.for_names(rules)
-
-
-def _start_of(text: str, most: int = 100) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -50,6 +50,8 @@ class Mask(Select):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.digest, str):
+            raise TypeError(f"digest is a {type(self.digest).__name__}: use Mask.of(mask)")
         if len(self.digest) != 2 * DIGEST_BYTES or not set(self.digest) <= set("0123456789abcdef"):
             raise ValueError(f"digest is {self.digest!r}, it must be 16 hexadecimal digits")
         if self.bits is not None and self.bits.digest.hex() != self.digest:

@@ -44,6 +44,9 @@ class Sign(_Signs):
     """
 
     name: ClassVar[str] = "sign"
+    _needs_all: ClassVar[str] = (
+        "the signs of the kept values are ternary, such as topk(0.01) | ternary"
+    )
 
     @property
     def needs_select(self) -> bool:
