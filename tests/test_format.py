@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import math
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -982,6 +984,23 @@ def test_like_must_match_in_both_framings():
             fc.decode(fc.Raw().encode(update, framing="reference"), like=fc.Spec.of(other))
         with pytest.raises(fc.SpecMismatch):
             fc.Aggregator(other).add(fc.Raw().encode(update))
+
+
+def test_a_residual_for_each_tensor_takes_no_memory_for_each_pair():
+    """A process of its own, whose peak is its own: 3000 x 3000 descriptions of tensors take 800 MB."""
+    n = 3000
+    spec = b"\1" + leb(n) + tensor(1, 0) * n
+    table = leb(n) + pipe((0x40, SPARSE + SPARSE)) * n + b"".join(map(leb, range(n)))
+    script = """
+import resource, sys, fedcodec as fc
+assert len(fc.decode(sys.stdin.buffer.read())) == 3000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    data = payload(spec, table, b"", flags=4)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=data, capture_output=True, check=True
+    )
+    assert int(done.stdout) < 400_000
 
 
 def test_a_spec_that_was_read_has_the_digest_of_one_that_was_made():

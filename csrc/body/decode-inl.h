@@ -19,18 +19,14 @@ struct ParsedGroup {
   Values values;
 };
 
-// Tensors of the working precision, for some of a plan's.
-struct Work {
-  std::vector<Tensor> tensors;  // as many as the plan's
-  std::vector<std::unique_ptr<std::byte[]>> own;
-};
+using Memory = std::vector<std::unique_ptr<std::byte[]>>;
 
 struct Parsed {
   std::span<const size_t> floats;
   std::vector<ParsedGroup> groups;
   std::vector<Parsed> terms;  // two: a residual
   double bound = 0;           // of the magnitudes, before they are rounded to their tensors' dtypes
-  Work sum;                   // of the terms, once prepared
+  Memory sum;                 // of the terms, once prepared
 };
 
 // Reads codings: `parse` checks the bytes, `prepare` makes all that `write` would allocate, `write`
@@ -90,16 +86,16 @@ class Decoder {
 
   void prepare(Parsed& parsed) {
     for (const ParsedGroup& group : parsed.groups) positions_.reserve(group.kept);
-    if (parsed.terms.empty() || !parsed.sum.tensors.empty()) return;
-    parsed.sum = decoded(parsed.terms[0]);
-    const Work second = decoded(parsed.terms[1]);
+    if (parsed.terms.empty() || !parsed.sum.empty()) return;
+    parsed.sum = decoded(parsed.terms[0], sums_);
+    const Memory second = decoded(parsed.terms[1], seconds_);
     for (size_t i : parsed.floats) {
-      const Tensor& to = parsed.sum.tensors[i];
+      const Tensor& to = sums_[i];
       if (to.dtype == Dtype::kFloat32) {
-        kernels_.add_f32(static_cast<float*>(second.tensors[i].data), to.n, 1,
+        kernels_.add_f32(static_cast<float*>(seconds_[i].data), to.n, 1,
                          static_cast<float*>(to.data));
       } else {
-        kernels_.add_f64(static_cast<double*>(second.tensors[i].data), to.n, 1,
+        kernels_.add_f64(static_cast<double*>(seconds_[i].data), to.n, 1,
                          static_cast<double*>(to.data));
       }
     }
@@ -109,7 +105,7 @@ class Decoder {
     for (const ParsedGroup& group : parsed.groups) write_group(group, sink);
     if (parsed.terms.empty()) return;
     for (size_t i : parsed.floats) {
-      const Tensor& sum = parsed.sum.tensors[i];
+      const Tensor& sum = sums_[i];
       const bool narrow = sum.dtype == Dtype::kFloat32;
       for (uint64_t at = 0; at < sum.n; at += kChunk) {
         const size_t n = std::min<uint64_t>(kChunk, sum.n - at);
@@ -120,20 +116,22 @@ class Decoder {
     }
   }
 
-  // What a coding decodes to before it is rounded to a narrower dtype.
-  Work decoded(Parsed& parsed) {
-    Work work = {{tensors_.begin(), tensors_.end()}, {}};
+  // What a coding decodes to before it is rounded to a narrower dtype: `work`, as many tensors as
+  // the plan's or none yet, gets its tensors, which lie in the memory returned.
+  Memory decoded(Parsed& parsed, std::vector<Tensor>& work) {
+    if (work.empty()) work.assign(tensors_.begin(), tensors_.end());
+    Memory memory;
     for (size_t i : parsed.floats) {
-      Tensor& tensor = work.tensors[i];
+      Tensor& tensor = work[i];
       tensor.dtype = tensor.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
       tensor.held = tensor.dtype;
-      work.own.push_back(buffer<std::byte>(multiply(tensor.n, item_size(tensor.dtype))));
-      tensor.data = work.own.back().get();
+      memory.push_back(buffer<std::byte>(multiply(tensor.n, item_size(tensor.dtype))));
+      tensor.data = memory.back().get();
     }
     prepare(parsed);
-    DecodeSink sink(kernels_, work.tensors, *scratch_);
+    DecodeSink sink(kernels_, work, *scratch_);
     write(parsed, sink);
-    return work;
+    return memory;
   }
 
  private:
@@ -187,6 +185,8 @@ class Decoder {
   std::span<const Tensor> tensors_;
   std::unique_ptr<Scratch> scratch_;
   Positions positions_;
+  // Of all segments' residuals, for a copy each would be segments times tensors.
+  std::vector<Tensor> sums_, seconds_;
 };
 
 struct ParsedSegment {

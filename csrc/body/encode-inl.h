@@ -91,23 +91,20 @@ class Encoder {
     coder(whole.terms[0], tensors, floats);
     Reader in(out_.data(), start, out_.size());
     Parsed first = decoder_.parse(whole.terms[0], floats, in);
-    const Work missed = decoder_.decoded(first);
+    std::vector<Tensor> missed;
+    const Memory memory = decoder_.decoded(first, missed);
     for (size_t i : floats) {
       const std::span<const size_t> member(&i, 1);
       if (tensors[i].dtype == Dtype::kFloat64) {
-        subtract(kernels_.subtract_f64, inputs<double>(tensors, member).parts[0], missed.tensors[i],
+        subtract(kernels_.subtract_f64, inputs<double>(tensors, member).parts[0], missed[i],
                  decoder_.scratch().f64);
       } else {
-        subtract(kernels_.subtract_f32, inputs<float>(tensors, member).parts[0], missed.tensors[i],
+        subtract(kernels_.subtract_f32, inputs<float>(tensors, member).parts[0], missed[i],
                  decoder_.scratch().f32);
       }
     }
-    std::vector<Tensor> rest(tensors.begin(), tensors.end());
-    for (size_t i : floats) {
-      rest[i].data = missed.tensors[i].data;
-      rest[i].held = missed.tensors[i].held;
-    }
-    coder(whole.terms[1], rest, floats);
+    for (size_t i : floats) missed[i].dtype = tensors[i].dtype;
+    coder(whole.terms[1], missed, floats);
   }
 
   // y = x - y

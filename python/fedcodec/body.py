@@ -403,8 +403,9 @@ class _Decoder:
             start = self.reader.offset
             for pieces, bound in self.coder(coder, floats):
                 coded.append(_Coded([self.stored(piece, start) for piece in pieces], bound))
+            in_coding = set(floats)
             for i in indices:
-                if i not in floats:
+                if i not in in_coding:
                     exact[i] = self.exact(self.tensors[i])
         self.reader.end()
         return coded, exact
