@@ -706,7 +706,7 @@ def test_the_bound_holds_against_roundings_of_the_sum():
 
 @pytest.mark.parametrize("sum_dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "text", ["raw", "topk(1.0)", "raw | zstd", 'rules(raw | zstd; "f" = int8)']
+    "text", ["raw", "topk(1.0)", "raw | zstd", 'rules(raw | zstd; "n" = int8)']
 )
 def test_sums_of_float64_tensors_have_float64s_range(text, sum_dtype):
     values = {"d": np.array([1e300, -1.0, 0.0]), "n": np.array([3])}
