@@ -2,7 +2,19 @@
 
 template <class Float, class Accumulator>
 void add(const Float* x, size_t n, Accumulator weight, Accumulator* acc) {
-  for (size_t i = 0; i < n; ++i) acc[i] += weight * static_cast<Accumulator>(x[i]);
+  for_each_stretch(x, acc, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i)
+      acc[i] += weight * static_cast<Accumulator>(x[i]);
+  });
+}
+
+template <class Accumulator>
+void add_codes_run(const int8_t* codes, size_t n, int levels, float scale, Accumulator weight,
+                   Accumulator* acc) {
+  for_each_stretch(codes, acc, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i)
+      acc[i] += weight * static_cast<Accumulator>(fedcodec::dequantize(codes[i], levels, scale));
+  });
 }
 
 template <class Accumulator>
@@ -10,10 +22,7 @@ void add_codes(const int8_t* codes, size_t n, Grid grid, int levels, const float
                Accumulator weight, Accumulator* acc) {
   if (grid.inner >= kLongRun) {
     for_each_run(n, grid, [&](size_t i, size_t count, size_t channel) {
-      const float scale = scales[channel];
-      for (size_t j = i; j < i + count; ++j) {
-        acc[j] += weight * static_cast<Accumulator>(fedcodec::dequantize(codes[j], levels, scale));
-      }
+      add_codes_run(codes + i, count, levels, scales[channel], weight, acc + i);
     });
     return;
   }

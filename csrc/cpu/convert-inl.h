@@ -1,28 +1,44 @@
 // Conversions between floating-point types, and differences. Part of one stamp: see table-inl.h.
 
 void f16_to_f32(const uint16_t* x, size_t n, float* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = fedcodec::f16_to_f32(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = fedcodec::f16_to_f32(x[i]);
+  });
 }
 void bf16_to_f32(const uint16_t* x, size_t n, float* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = fedcodec::bf16_to_f32(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = fedcodec::bf16_to_f32(x[i]);
+  });
 }
 void f64_to_f32(const double* x, size_t n, float* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = static_cast<float>(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = static_cast<float>(x[i]);
+  });
 }
 void f32_to_f16(const float* x, size_t n, uint16_t* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = fedcodec::f32_to_f16(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = fedcodec::f32_to_f16(x[i]);
+  });
 }
 void f32_to_bf16(const float* x, size_t n, uint16_t* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = fedcodec::f32_to_bf16(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = fedcodec::f32_to_bf16(x[i]);
+  });
 }
 void f32_to_f64(const float* x, size_t n, double* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = static_cast<double>(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = static_cast<double>(x[i]);
+  });
 }
 void f64_to_f16(const double* x, size_t n, uint16_t* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = fedcodec::f64_to_f16(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = fedcodec::f64_to_f16(x[i]);
+  });
 }
 void f64_to_bf16(const double* x, size_t n, uint16_t* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = fedcodec::f64_to_bf16(x[i]);
+  for_each_stretch(x, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = fedcodec::f64_to_bf16(x[i]);
+  });
 }
 
 uint32_t max_key_u16(const uint16_t* x, size_t n) {
@@ -35,8 +51,12 @@ uint32_t max_key_u16(const uint16_t* x, size_t n) {
 }
 
 void subtract_f32(const float* a, const float* b, size_t n, float* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = a[i] - b[i];
+  for_each_stretch(a, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = a[i] - b[i];
+  });
 }
 void subtract_f64(const double* a, const double* b, size_t n, double* out) {
-  for (size_t i = 0; i < n; ++i) out[i] = a[i] - b[i];
+  for_each_stretch(a, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = a[i] - b[i];
+  });
 }

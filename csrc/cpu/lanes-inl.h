@@ -29,6 +29,14 @@ struct Lanes<float> {
     _mm512_storeu_si512(positions, _mm512_maskz_compress_epi32(mask, all));
     _mm512_storeu_ps(values, _mm512_maskz_compress_ps(mask, _mm512_loadu_ps(x)));
   }
+  static void compress_pairs(unsigned keep, const uint32_t* at, const float* x, uint32_t* positions,
+                             float* values) {
+    const __mmask16 mask = static_cast<__mmask16>(keep);
+    const __m512i kept = _mm512_maskz_compress_epi32(mask, _mm512_loadu_si512(at));
+    const __m512 found = _mm512_maskz_compress_ps(mask, _mm512_loadu_ps(x));
+    _mm512_storeu_si512(positions, kept);
+    _mm512_storeu_ps(values, found);
+  }
   static void compress_digits(unsigned keep, __m512i shifted, uint16_t* digits) {
     const __m512i kept = _mm512_maskz_compress_epi32(static_cast<__mmask16>(keep), shifted);
     _mm256_storeu_si256(
@@ -60,6 +68,15 @@ struct Lanes<double> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions),
                         _mm256_maskz_compress_epi32(mask, all));
     _mm512_storeu_pd(values, _mm512_maskz_compress_pd(mask, _mm512_loadu_pd(x)));
+  }
+  static void compress_pairs(unsigned keep, const uint32_t* at, const double* x,
+                             uint32_t* positions, double* values) {
+    const __mmask8 mask = static_cast<__mmask8>(keep);
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    const __m512d found = _mm512_maskz_compress_pd(mask, _mm512_loadu_pd(x));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions),
+                        _mm256_maskz_compress_epi32(mask, all));
+    _mm512_storeu_pd(values, found);
   }
   static void compress_digits(unsigned keep, __m512i shifted, uint16_t* digits) {
     const __m512i kept = _mm512_maskz_compress_epi64(static_cast<__mmask8>(keep), shifted);
@@ -114,6 +131,16 @@ struct Lanes<float> {
                         _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(first)), lanes));
     _mm256_storeu_ps(values, _mm256_permutevar8x32_ps(_mm256_loadu_ps(x), lanes));
   }
+  static void compress_pairs(unsigned keep, const uint32_t* at, const float* x, uint32_t* positions,
+                             float* values) {
+    const __m256i lanes =
+        _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kSetBits.of[keep])));
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    const __m256 found = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x), lanes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions),
+                        _mm256_permutevar8x32_epi32(all, lanes));
+    _mm256_storeu_ps(values, found);
+  }
   static void compress_digits(unsigned keep, __m256i shifted, uint16_t* digits) {
     const __m256i lanes =
         _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kSetBits.of[keep])));
@@ -152,6 +179,13 @@ struct Lanes<double> {
       const unsigned lane = static_cast<unsigned>(__builtin_ctz(keep));
       *positions++ = first + lane;
       *values++ = x[lane];
+    }
+  }
+  static void compress_pairs(unsigned keep, const uint32_t* at, const double* x,
+                             uint32_t* positions, double* values) {
+    for (; keep != 0; keep &= keep - 1) {
+      *positions++ = at[__builtin_ctz(keep)];
+      *values++ = x[__builtin_ctz(keep)];
     }
   }
   static void compress_digits(unsigned keep, __m256i shifted, uint16_t* digits) {

@@ -120,6 +120,7 @@ uint32_t quantize_blocks(const float* x, size_t n, size_t block, int levels, flo
   size_t count = 0;
   for (size_t i = 0; i < n; i += count) {
     count = n - i < block ? n - i : block;
+    ask_to_write(codes + i, count);
     const uint32_t key = max_key_f32(x + i, count);
     largest = key > largest ? key : largest;
     const float scale = scale_from_key(key, levels);
@@ -171,12 +172,18 @@ void quantize_stochastic(const float* x, size_t n, Grid grid, int levels, const 
   });
 }
 
+void dequantize_run(const int8_t* codes, size_t n, int levels, float scale, float* out) {
+  for_each_stretch(codes, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i)
+      out[i] = fedcodec::dequantize(codes[i], levels, scale);
+  });
+}
+
 void dequantize(const int8_t* codes, size_t n, Grid grid, int levels, const float* scales,
                 float* out) {
   if (grid.inner >= kLongRun) {
     for_each_run(n, grid, [&](size_t i, size_t count, size_t channel) {
-      const float scale = scales[channel];
-      for (size_t j = i; j < i + count; ++j) out[j] = fedcodec::dequantize(codes[j], levels, scale);
+      dequantize_run(codes + i, count, levels, scales[channel], out + i);
     });
     return;
   }

@@ -41,6 +41,7 @@ uint32_t max_key_f32(const float* x, size_t n) {
   if (n >= 64) {
     __m512i most[4] = {};
     for (; i + 64 <= n; i += 64) {
+      ask_to_read(x + i, 64 * sizeof(float));
       for (size_t v = 0; v < 4; ++v)
         most[v] = _mm512_max_epu32(most[v], Lanes<float>::keys(x + i + 16 * v));
     }
@@ -51,6 +52,7 @@ uint32_t max_key_f32(const float* x, size_t n) {
   if (n >= 32) {
     __m256i most[4] = {};
     for (; i + 32 <= n; i += 32) {
+      ask_to_read(x + i, 32 * sizeof(float));
       for (size_t v = 0; v < 4; ++v)
         most[v] = _mm256_max_epu32(most[v], Lanes<float>::keys(x + i + 8 * v));
     }
@@ -173,10 +175,6 @@ void count_digits_f64(const double* x, size_t n, uint64_t prefix, unsigned shift
   count_digits<uint64_t>(x, n, prefix, shift, bins);
 }
 
-// How far ahead of a stream its lines are asked for: the processor's own prefetching stops at
-// pages.
-constexpr size_t kAhead = 4096;
-
 template <class Float, class Key>
 size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t first,
                uint32_t* positions, Float* values) {
@@ -199,7 +197,7 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
       unsigned chosen[kGroup];
       unsigned any = 0;
       for (size_t v = 0; v < kGroup; ++v) {
-        __builtin_prefetch(reinterpret_cast<const char*>(x + i + v * L::kCount) + kAhead);
+        ask_to_read(x + i + v * L::kCount, L::kCount * sizeof(Float));
         chosen[v] = L::above(L::keys(x + i + v * L::kCount), threshold);
         any |= chosen[v];
       }
@@ -250,7 +248,17 @@ size_t compact_f64(const double* x, size_t n, uint64_t threshold, uint64_t* ties
 template <class Float, class Key>
 size_t refine(Key threshold, uint64_t ties, uint32_t* positions, Float* values, size_t n) {
   size_t kept = 0;
-  for (size_t i = 0; i < n; ++i) {
+  size_t i = 0;
+#if defined(FEDCODEC_LANES)
+  using L = Lanes<Float>;
+  // Whole vectors are stored, over what was read before.
+  for (; ties == 0 && i + L::kCount <= n; i += L::kCount) {
+    const unsigned chosen = L::above(L::keys(values + i), threshold);
+    L::compress_pairs(chosen, positions + i, values + i, positions + kept, values + kept);
+    kept += static_cast<size_t>(popcount(chosen));
+  }
+#endif
+  for (; i < n; ++i) {
     const Float value = values[i];
     const Key key = key_of(value);
     const bool tie = key == threshold && ties != 0;

@@ -12,6 +12,8 @@
 namespace fedcodec {
 namespace {
 
+#include "stream-inl.h"
+//
 #include "mask-inl.h"
 //
 #include "select-inl.h"

@@ -100,7 +100,7 @@ class ErrorFeedback:
         residual = self._residual or [
             None if own is None else np.zeros_like(own) for own in update_values
         ]
-        compensated = _sums(residual, update_values, 1.0)
+        compensated = _sums(update_values, residual, 1.0)
         work = [
             own if own is not None else storage
             for own, storage in zip(compensated, read.storage, strict=True)
