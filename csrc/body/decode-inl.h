@@ -156,10 +156,11 @@ class Decoder {
     const Values& values = group.values;
     if (group.kept.kind == IndexSet::Kind::kAll)
       return write_dense(group.group.members[0], values, sink);
-    for (size_t i : group.group.members) sink.clear(i);
     Dealer dealer(tensors_, group.group.members);
     uint64_t next = 0;
+    size_t unfinished = 0;
     const auto put = [&](size_t member, uint64_t at, const uint32_t* positions, size_t count) {
+      while (unfinished < member) sink.finish(group.group.members[unfinished++]);
       for (size_t i = 0; i < count; i += kChunk) {
         const size_t n = std::min(kChunk, count - i);
         const Chunk chunk = values.read(kernels_, next, n, nullptr, *scratch_);
@@ -170,6 +171,7 @@ class Decoder {
     positions_.for_each(group.kept, [&](uint64_t base, uint32_t* positions, size_t count) {
       dealer.deal(base, positions, count, put);
     });
+    for (size_t i : group.group.members.subspan(unfinished)) sink.finish(i);
   }
 
   void write_dense(size_t tensor, const Values& values, Sink& sink) {

@@ -163,8 +163,8 @@ Values read_values(const Kernels& kernels, const Layout& layout, uint64_t m, Rea
 class Sink {
  public:
   virtual ~Sink() = default;
-  // Before a group that keeps only some of a tensor's values: the others are zero.
-  virtual void clear(size_t) {}
+  // After all that is put of a tensor of which a group keeps only some: the others are zero.
+  virtual void finish(size_t) {}
   // Where float32 values may be decoded to at once; they are `put` all the same.
   virtual float* place(size_t, uint64_t) { return nullptr; }
   // Takes n codes from `at` on where a tensor has no need of their values; false if it has.
@@ -205,9 +205,9 @@ class DecodeSink : public Sink {
   DecodeSink(const Kernels& kernels, std::span<const Tensor> tensors, Scratch& scratch)
       : kernels_(kernels), tensors_(tensors), scratch_(scratch) {}
 
-  void clear(size_t tensor) override {
-    const Tensor& out = tensors_[tensor];
-    if (out.n > 0) std::memset(out.data, 0, out.n * item_size(out.dtype));
+  void finish(size_t tensor) override {
+    expand(tensor, 0, tensors_[tensor].n, nullptr, nullptr, 0);
+    written_ = 0;
   }
 
   float* place(size_t tensor, uint64_t at) override {
@@ -217,28 +217,43 @@ class DecodeSink : public Sink {
 
   void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values) override {
     const Tensor& out = tensors_[tensor];
+    const void* from = round_to(kernels_, out.dtype, values, scratch_);
+    if (positions) {
+      const uint64_t stop = at + positions[values.n - 1] + 1;
+      if (written_ < at) expand(tensor, 0, at, nullptr, nullptr, 0);
+      return expand(tensor, at, stop, positions, from, values.n);
+    }
     const size_t size = item_size(out.dtype);
     void* to = static_cast<std::byte*>(out.data) + at * size;
-    const void* from = round_to(kernels_, out.dtype, values, scratch_);
-    if (!positions) {
-      if (from != to) std::memcpy(to, from, values.n * size);
-    } else if (out.dtype == Dtype::kFloat32) {
-      kernels_.scatter_f32(positions, static_cast<const float*>(from), values.n,
-                           static_cast<float*>(to));
-    } else if (out.dtype == Dtype::kFloat64) {
-      kernels_.scatter_f64(positions, static_cast<const double*>(from), values.n,
-                           static_cast<double*>(to));
-    } else {
-      for (size_t i = 0; i < values.n; ++i) {
-        static_cast<uint16_t*>(to)[positions[i]] = static_cast<const uint16_t*>(from)[i];
-      }
-    }
+    if (from != to) std::memcpy(to, from, values.n * size);
   }
 
  private:
+  // Writes all up to element `stop`: zeros, and n values at positions counted from element `base`.
+  void expand(size_t tensor, uint64_t base, uint64_t stop, const uint32_t* positions,
+              const void* values, size_t n) {
+    const size_t begin = written_ - base;
+    const size_t end = stop - base;
+    written_ = stop;
+    const auto into = [&](auto kernel, auto* all) {
+      using T = std::remove_pointer_t<decltype(all)>;
+      kernel(positions, static_cast<const T*>(values), n, begin, end, all + base);
+    };
+    void* const data = tensors_[tensor].data;
+    switch (tensors_[tensor].dtype) {
+      case Dtype::kFloat32:
+        return into(kernels_.expand_f32, static_cast<float*>(data));
+      case Dtype::kFloat64:
+        return into(kernels_.expand_f64, static_cast<double*>(data));
+      default:
+        return into(kernels_.expand_u16, static_cast<uint16_t*>(data));
+    }
+  }
+
   const Kernels& kernels_;
   std::span<const Tensor> tensors_;
   Scratch& scratch_;
+  uint64_t written_ = 0;  // elements of the tensor that a group is written to
 };
 
 // acc += weight * value, with the value as its tensor's dtype holds it.

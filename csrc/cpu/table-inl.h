@@ -28,6 +28,8 @@ namespace {
 //
 #include "sparse-inl.h"
 //
+#include "expand-inl.h"
+//
 #include "accumulate-inl.h"
 //
 #include "checksum-inl.h"
@@ -85,6 +87,9 @@ const Kernels FEDCODEC_JOIN(kernels_, FEDCODEC_ISA) = {
     .gather_f64 = gather<double>,
     .scatter_f32 = scatter<float>,
     .scatter_f64 = scatter<double>,
+    .expand_u16 = expand<uint16_t>,
+    .expand_f32 = expand<float>,
+    .expand_f64 = expand<double>,
     .random_words = random_words,
     .random_positions = random_positions,
     .add_f32 = add<float, float>,

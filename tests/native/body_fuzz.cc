@@ -191,8 +191,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
   const auto sums = chosen.allocate(0, true);
   const auto before = sums;
-  const bool added =
-      accepts([&] { accumulate_body(chosen.plan(), body.data(), 0, body.size(), 0.25, {0, 0}); });
+  const bool added = accepts(
+      [&] { accumulate_body(chosen.plan(), body.data(), 0, body.size(), 0.25, {0, 0}, false); });
   require(valid || !added, "a body that does not decode was added");
   if (!added) require(sums == before, "a refused body was added");
   return 0;

@@ -499,6 +499,15 @@ void test_tiles(size_t length, size_t one_in) {
     Buffer<double> gathered64(n);
     k.gather_f64(sum64, positions, n, gathered64);
     out.add<double>(gathered64, n);
+    const size_t begin = n == 0 ? length / 2 : static_cast<uint32_t*>(positions)[0] / 2;
+    Buffer<uint16_t> expanded16(length, 0x3d);
+    k.expand_u16(positions, reinterpret_cast<uint16_t*>(static_cast<float*>(x)), n, begin, length,
+                 expanded16);
+    out.add<uint16_t>(expanded16, length);
+    k.expand_f32(positions, x, n, begin, length, sum);
+    out.add<float>(sum, length);
+    k.expand_f64(positions, x64, n, begin, length, sum64);
+    out.add<double>(sum64, length);
   });
 }
 

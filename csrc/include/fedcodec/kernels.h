@@ -125,6 +125,14 @@ struct Kernels {
   void (*scatter_f32)(const uint32_t* positions, const float* x, size_t n, float* out);
   void (*scatter_f64)(const uint32_t* positions, const double* x, size_t n, double* out);
 
+  // out[begin, end) is 0 but for out[positions[i]] = x[i]; the positions lie in that range.
+  void (*expand_u16)(const uint32_t* positions, const uint16_t* x, size_t n, size_t begin,
+                     size_t end, uint16_t* out);
+  void (*expand_f32)(const uint32_t* positions, const float* x, size_t n, size_t begin, size_t end,
+                     float* out);
+  void (*expand_f64)(const uint32_t* positions, const double* x, size_t n, size_t begin, size_t end,
+                     double* out);
+
   // --- random words and positions ----------------------------------------------------------------
   void (*random_words)(Draw draw, size_t n,
                        uint32_t* words);  // of values draw.first ... draw.first + n - 1
