@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "fedcodec/arith.h"
+#include "fedcodec/memory.h"
 
 namespace fedcodec {
 namespace {
@@ -119,8 +120,7 @@ class Collector {
         parts_(parts),
         k_(k),
         room_(std::min(size_of(parts), k + k / 4 + kSlack) + kStretch),
-        kept_{std::make_unique_for_overwrite<uint32_t[]>(room_),
-              std::make_unique_for_overwrite<Float[]>(room_)} {}
+        kept_{buffer<uint32_t>(room_), buffer<Float>(room_)} {}
 
   // Keeps what may be among the k largest of those that the cut keeps; false if they are fewer.
   bool collect(Cut<KeyOf<Float>> cut) {

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "fedcodec/memory.h"
+
 namespace fedcodec::bindings {
 
 namespace py = pybind11;
@@ -72,6 +74,7 @@ class NewBytes {
     if (size > static_cast<size_t>(PY_SSIZE_T_MAX)) throw std::bad_alloc();
     object_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size));
     if (object_ == nullptr) throw py::error_already_set();
+    prefer_large_pages(data(), size);
   }
   ~NewBytes() { Py_XDECREF(object_); }
   NewBytes(const NewBytes&) = delete;

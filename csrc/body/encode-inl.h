@@ -526,8 +526,8 @@ uint64_t coder_bound(const Plan& plan, const Coder& coder, std::span<const size_
     const bool counted =
         coder.select.kind == Select::Kind::kTopK || coder.select.kind == Select::Kind::kRandom;
     if (counted && i < coder.select.counts.size()) kept = std::min(kept, coder.select.counts[i]);
-    // Values are coded only where that is smaller; 18 bytes are random selection's.
-    bound += kept * item_size(groups[i].value);
+    // Fewer values take no more; 18 bytes are random selection's.
+    if (kept > 0) bound += layout_of(coder.quantize, plan.tensors, groups[i], kept).bytes;
     if (coder.select.kind != Select::Kind::kAll) bound += sparse_bound(groups[i].n) + 18;
   }
   return bound;

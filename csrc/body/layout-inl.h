@@ -10,6 +10,7 @@
 
 #include "fedcodec/arith.h"
 #include "fedcodec/body.h"
+#include "fedcodec/memory.h"
 #include "fedcodec/typed.h"
 
 namespace fedcodec {
@@ -75,12 +76,6 @@ W threshold_of(double value) {
 
 bool finite(uint32_t key) { return key < kInfinityKey32; }
 bool finite(uint64_t key) { return key < kInfinityKey64; }
-
-// A buffer of which only what is written is ever touched.
-template <class T>
-std::unique_ptr<T[]> buffer(uint64_t n) {
-  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(n));
-}
 
 // --- groups and the layout of their values
 // ---------------------------------------------------------------------------

@@ -37,5 +37,12 @@ void add_codes(const int8_t* codes, size_t n, Grid grid, int levels, const float
 template <class Float, class Accumulator>
 void add_at(const uint32_t* positions, const Float* x, size_t n, Accumulator weight,
             Accumulator* acc) {
-  for (size_t i = 0; i < n; ++i) acc[positions[i]] += weight * static_cast<Accumulator>(x[i]);
+  // Sums that lie apart wait for memory one by one unless asked for before.
+  constexpr size_t kEarly = 64;
+  size_t i = 0;
+  for (; i + kEarly < n; ++i) {
+    __builtin_prefetch(acc + positions[i + kEarly], 1);
+    acc[positions[i]] += weight * static_cast<Accumulator>(x[i]);
+  }
+  for (; i < n; ++i) acc[positions[i]] += weight * static_cast<Accumulator>(x[i]);
 }
