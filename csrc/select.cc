@@ -82,7 +82,7 @@ constexpr uint64_t kSlack = 1 << 16;
 
 // Some thousand runs all over the flat space, at uneven distances: rows of a matrix have even ones.
 template <class Float>
-std::vector<Float> sample_of(Parts<Float> parts, uint64_t n) {
+std::vector<Float> sample_of(Parts<Float> parts, uint64_t n, const Ready& ready) {
   std::vector<Float> sample;
   const uint64_t runs = std::min(kRuns, n / (kRun * kRun));
   const uint64_t step = n / runs;
@@ -93,17 +93,19 @@ std::vector<Float> sample_of(Parts<Float> parts, uint64_t n) {
     const uint64_t jitter = (run * 0x9E3779B97F4A7C15u >> 32) * step >> 32;
     const uint64_t position = run * step + jitter;
     while (position - before >= part->size()) before += (part++)->size();
-    const std::span<const Float> rest = part->subspan(position - before);
-    sample.insert(sample.end(), rest.begin(),
-                  rest.begin() + static_cast<ptrdiff_t>(std::min(kRun, rest.size())));
+    const size_t at = position - before;
+    const size_t count = std::min(kRun, part->size() - at);
+    if (ready) ready(static_cast<size_t>(part - parts.begin()), at, count);
+    sample.insert(sample.end(), part->data() + at, part->data() + at + count);
   }
   return sample;
 }
 
 // Most likely a little below the k-th largest key; any bound gives the right result.
 template <class Float>
-KeyOf<Float> likely_bound(const Kernels& kernels, Parts<Float> parts, uint64_t n, uint64_t k) {
-  const std::vector<Float> sample = sample_of(parts, n);
+KeyOf<Float> likely_bound(const Kernels& kernels, Parts<Float> parts, uint64_t n, uint64_t k,
+                          const Ready& ready) {
+  const std::vector<Float> sample = sample_of(parts, n, ready);
   const double share = static_cast<double>(k) / static_cast<double>(n);
   const double expected = share * static_cast<double>(sample.size());
   const double rank = expected + 4 * std::sqrt(expected) + 4;
@@ -123,10 +125,11 @@ class Collector {
         kept_{buffer<uint32_t>(room_), buffer<Float>(room_)} {}
 
   // Keeps what may be among the k largest of those that the cut keeps; false if they are fewer.
-  bool collect(Cut<KeyOf<Float>> cut) {
+  bool collect(Cut<KeyOf<Float>> cut, const Ready& ready) {
     size_t m = 0;
     uint32_t first = 0;
-    for (const auto& part : parts_) {
+    for (size_t p = 0; p < parts_.size(); ++p) {
+      const auto& part = parts_[p];
       for (size_t at = 0; at < part.size(); at += kStretch) {
         const size_t n = std::min(kStretch, part.size() - at);
         if (room_ - m < n) {
@@ -134,6 +137,7 @@ class Collector {
           cut = {this->cut(m), 0};
           m = k_;
         }
+        if (ready) ready(p, at, n);
         m += compact(kernels_, part.data() + at, n, cut.key, cut.ties, first,
                      kept_.positions.get() + m, kept_.values.get() + m);
         first += static_cast<uint32_t>(n);
@@ -163,17 +167,18 @@ class Collector {
 };
 
 template <class Float>
-TopK<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k) {
+TopK<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k, const Ready& ready) {
   const uint64_t n = size_of(parts);
   Collector<Float> collector(kernels, parts, k);
-  if (k == 0) return collector.take();
-  if (n >= kFewToSample) {
-    const KeyOf<Float> bound = likely_bound(kernels, parts, n, k);
+  if (n >= kFewToSample && k > 0) {
+    const KeyOf<Float> bound = likely_bound(kernels, parts, n, k, ready);
     // Above the bound's predecessor: the bound itself counts.
-    if (collector.collect(bound == 0 ? Cut<KeyOf<Float>>{0, n} : Cut<KeyOf<Float>>{bound - 1, 0}))
-      return collector.take();
+    const Cut<KeyOf<Float>> cut = {bound - (bound != 0), bound == 0 ? n : 0};
+    if (collector.collect(cut, ready)) return collector.take();
+  } else if (ready) {
+    for (size_t p = 0; p < parts.size(); ++p) ready(p, 0, parts[p].size());
   }
-  collector.collect(threshold_of(kernels, parts, k));
+  if (k > 0) collector.collect(threshold_of(kernels, parts, k), {});
   return collector.take();
 }
 
@@ -186,11 +191,11 @@ Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64
   return threshold_of(kernels, parts, k);
 }
 
-TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k) {
-  return topk_of(kernels, parts, k);
+TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, const Ready& ready) {
+  return topk_of(kernels, parts, k, ready);
 }
-TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k) {
-  return topk_of(kernels, parts, k);
+TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, const Ready& ready) {
+  return topk_of(kernels, parts, k, ready);
 }
 
 uint32_t order_statistic(const Kernels& kernels, Parts<float> parts, uint64_t rank) {

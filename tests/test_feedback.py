@@ -557,7 +557,9 @@ def through_torch_weights_only(state):
     torch.save({key: convert(value) for key, value in state.items()}, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
-    return loaded | {"spec": bytes(loaded["spec"])}
+    return {
+        key: bytes(value) if isinstance(value, list) else value for key, value in loaded.items()
+    }
 
 
 def through_savez(state):
@@ -579,7 +581,8 @@ def through_savez(state):
                 kind, name = key.split("/", 1)
                 loaded[kind] = (loaded[kind] or {}) | {name: archive[key]}
             else:
-                loaded[key] = archive[key].tobytes() if key == "spec" else archive[key].item()
+                value = archive[key]
+                loaded[key] = value.tobytes() if value.dtype == np.uint8 else value.item()
     return loaded
 
 
@@ -679,7 +682,9 @@ def spoiled(state, **changes):
         ({"residual": [1, 2]}, "residual"),
         ({"compensated": {}}, "compensated of 'w1'"),
         ({"residual": {}}, "residual of 'w1'"),
-        ({"missed": None}, "go together"),
+        ({"payload": None}, "go together"),
+        ({"payload": b"no payload"}, "payload: "),
+        ({"payload": 5}, "payload: "),
         ({"compensated": None}, "go together"),
     ],
 )

@@ -79,7 +79,7 @@ inline Dtype held_in(const Vector& array, Dtype dtype) {
       "a float tensor's array must be float32, float64 or the uint16 bits of a half tensor");
 }
 
-inline void set_array(Tensor& tensor, py::handle object, Call call) {
+inline void set_values(Tensor& tensor, py::handle object, Call call) {
   const Vector array(object, "a tensor's array");
   if (is_float(tensor.dtype)) {
     tensor.held = held_in(array, tensor.dtype);
@@ -99,9 +99,34 @@ inline void set_array(Tensor& tensor, py::handle object, Call call) {
   tensor.data = array.data();
 }
 
+// Values to be filled, and the update and the residual that they are the sum of.
+inline void set_compensated(Tensor& tensor, const py::tuple& tuple) {
+  set_values(tensor, tuple[1], Call::kEncode);
+  tensor.update = tensor.data;
+  tensor.update_held = tensor.held;
+  const auto work = [&](py::handle object, const char* what) {
+    set_values(tensor, object, Call::kEncode);
+    if (!is_float(tensor.dtype) || item_size(tensor.held) < sizeof(float))
+      throw py::type_error(std::string(what) + " must be float32, or float64 for a float64 tensor");
+    return tensor.data;
+  };
+  tensor.residual = work(tuple[2], "a residual");
+  work(tuple[0], "compensated values");
+  if (!Vector(tuple[0], "compensated values").writable())
+    throw py::value_error("compensated values are read-only");
+}
+
+inline void set_array(Tensor& tensor, py::handle object, Call call) {
+  if (call == Call::kEncode && py::isinstance<py::tuple>(object)) {
+    set_compensated(tensor, to_tuple(object, 3, 3, "a tensor's arrays"));
+  } else {
+    set_values(tensor, object, call);
+  }
+}
+
 inline Tensor to_tensor(py::handle object, Call call) {
   const py::tuple tuple = to_tuple(object, 3, 3, "a tensor");
-  Tensor tensor = {to_dtype(tuple[1]), {}, 0, nullptr, {}};
+  Tensor tensor = {to_dtype(tuple[1]), {}, 0, nullptr, {}, nullptr, nullptr, {}};
   for (const py::handle size : to_sequence(tuple[2], "a shape"))
     tensor.shape.push_back(to_u64(size, "a dimension"));
   tensor.n = product(tensor.shape);

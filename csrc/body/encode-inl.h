@@ -60,6 +60,10 @@ class Encoder {
 
   void segment(const Segment& segment) {
     const std::vector<size_t> floats = floats_of(plan_, segment, true);
+    fills_as_it_goes_ = selects_in_one_pass(segment.coder, floats);
+    if (!fills_as_it_goes_) {
+      for (size_t i : floats) fill(plan_.tensors[i], 0, plan_.tensors[i].n);
+    }
     try {
       const size_t start = out_.size();
       coder(segment.coder, plan_.tensors, floats);
@@ -72,6 +76,42 @@ class Encoder {
   }
 
  private:
+  // Whether top-k alone reads the segment, each value where it lies.
+  bool selects_in_one_pass(const Coder& coder, std::span<const size_t> floats) const {
+    if (!coder.terms.empty() || coder.select.kind != Select::Kind::kTopK) return false;
+    const std::vector<Group> groups = groups_of(plan_.tensors, floats, coder.select);
+    return std::all_of(groups.begin(), groups.end(), [&](const Group& group) {
+      return group.n <= kMostInOnePass &&
+             std::all_of(group.members.begin(), group.members.end(), [&](size_t i) {
+               const bool wide = plan_.tensors[i].held == Dtype::kFloat64;
+               return wide == (group.value == Dtype::kFloat64);
+             });
+    });
+  }
+
+  // Compensates n values of a tensor from `at` on, if there is error feedback.
+  void fill(const Tensor& tensor, uint64_t at, uint64_t n) {
+    if (tensor.update == nullptr) return;
+    tensor.held == Dtype::kFloat64 ? fill_from<double>(tensor, at, n)
+                                   : fill_from<float>(tensor, at, n);
+  }
+
+  template <class W>
+  void fill_from(const Tensor& tensor, uint64_t at, uint64_t n) {
+    W* const out = static_cast<W*>(tensor.data) + at;
+    const W* const residual = static_cast<const W*>(tensor.residual) + at;
+    if (!is_half(tensor.update_held))
+      return sum(kernels_, static_cast<const W*>(tensor.update) + at, residual, n, out);
+    const uint16_t* const update = static_cast<const uint16_t*>(tensor.update) + at;
+    for (uint64_t i = 0; i < n; i += kChunk) {
+      const size_t count = std::min<uint64_t>(kChunk, n - i);
+      Scratch& scratch = decoder_.scratch();
+      widen_half(kernels_, tensor.update_held, update + i, count, scratch.f32);
+      if constexpr (std::is_same_v<W, float>)
+        sum(kernels_, scratch.f32, residual + i, count, out + i);
+    }
+  }
+
   void coder(const Coder& coder, std::span<const Tensor> tensors, std::span<const size_t> floats) {
     if (!coder.terms.empty()) return residual(coder, tensors, floats);
     const std::vector<Group> groups = groups_of(tensors, floats, coder.select);
@@ -342,7 +382,11 @@ class Encoder {
   void by_topk(const Source<W>& source, size_t number) {
     const uint64_t n = source.group.n;
     uint64_t m = count(source, number);
-    const TopK<W> kept = topk(kernels_, source.parts, m);
+    const auto ready = [&](size_t part, size_t at, size_t count) {
+      fill(source.tensors[source.group.members[part]], at, count);
+    };
+    const TopK<W> kept =
+        topk(kernels_, source.parts, m, fills_as_it_goes_ ? Ready(ready) : Ready());
     uint32_t* next = kept.positions.get();
     if (drops_zeros(source)) m = refine(kernels_, 0, 0, next, kept.values.get(), m);
     uint32_t* const last = next + m;
@@ -513,6 +557,7 @@ class Encoder {
   Writer out_;
   uint64_t drawn_;
   Decoder decoder_;
+  bool fills_as_it_goes_ = false;
   Positions positions_;
 };
 

@@ -50,6 +50,16 @@ uint32_t max_key_u16(const uint16_t* x, size_t n) {
   return static_cast<uint32_t>(largest);
 }
 
+void sum_f32(const float* a, const float* b, size_t n, float* out) {
+  for_each_stretch(a, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = a[i] + b[i];
+  });
+}
+void sum_f64(const double* a, const double* b, size_t n, double* out) {
+  for_each_stretch(a, out, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) out[i] = a[i] + b[i];
+  });
+}
 void subtract_f32(const float* a, const float* b, size_t n, float* out) {
   for_each_stretch(a, out, n, [&](size_t start, size_t length) {
     for (size_t i = start; i < start + length; ++i) out[i] = a[i] - b[i];

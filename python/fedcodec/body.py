@@ -323,6 +323,17 @@ def _widened(storage: Array, dtype: int, ops: ModuleType) -> Array:
     return wide
 
 
+def _compensated(tensor: Tensor, ops: ModuleType) -> Tensor:
+    array, dtype, shape = tensor
+    if not isinstance(array, tuple):
+        return tensor
+    values, update, residual = array
+    values[:] = ops.widen(update, dtypes.BY_ID[dtype].name) if update.dtype == np.uint16 else update
+    with np.errstate(over="ignore"):
+        ops.accumulate(values, residual, 1.0)
+    return values, dtype, shape
+
+
 def encode(
     header: bytes,
     tensors: Sequence[Tensor],
@@ -334,9 +345,10 @@ def encode(
 ) -> bytes:
     """Return `header`, the body and, with `seal`, the CRC-32 of both.
 
-    `first` is how many values the call has quantized stochastically before. Raises `NonFinite`.
+    `first` is how many values the call has quantized stochastically before. In the place of a float tensor's array may
+    stand (values, update, residual): the values are filled with update + residual. Raises `NonFinite`.
     """
-    encoder = _Encoder(tensors, first, ops)
+    encoder = _Encoder([_compensated(tensor, ops) for tensor in tensors], first, ops)
     encoder.out.append(header)
     for indices, coder in segments:
         encoder.segment(indices, coder)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from . import arrays, ops, pipeline
+from . import arrays, dtypes, pipeline
 from .arrays import Storage
 from .codec import Codec, Framing
-from .errors import NonFiniteError
+from .errors import DecodeError, NonFiniteError
 from .shared import Shared
 from .spec import Spec
 from .state import State
@@ -25,7 +25,7 @@ Floats = list["npt.NDArray[Any] | None"]
 
 class _Pending(NamedTuple):
     compensated: Floats  # what was encoded: the update + the residual
-    missed: Floats  # compensated - decoded
+    payload: bytes
 
 
 class ErrorFeedback:
@@ -59,6 +59,7 @@ class ErrorFeedback:
         self._spec: Spec | None = None
         self._residual: Floats | None = None
         self._pending: _Pending | None = None
+        self._spare: Floats | None = None  # written to by the next encode
 
     def encode(
         self,
@@ -96,14 +97,11 @@ class ErrorFeedback:
         read = arrays.read(update)
         if self._spec is not None:
             read.spec.require(self._spec)
-        update_values = _widened(read.spec, read.storage)
-        residual = self._residual or [
-            None if own is None else np.zeros_like(own) for own in update_values
-        ]
-        compensated = _sums(update_values, residual, 1.0)
-        work = [
-            own if own is not None else storage
-            for own, storage in zip(compensated, read.storage, strict=True)
+        residual = self._residual or _empty(read.spec, np.zeros)
+        compensated = self._spare or _empty(read.spec, np.empty)
+        work: list[Storage | pipeline.Compensated] = [
+            storage if values is None or kept is None else (values, storage, kept)
+            for storage, values, kept in zip(read.storage, compensated, residual, strict=True)
         ]
         try:
             payload = pipeline.encode(
@@ -119,9 +117,8 @@ class ErrorFeedback:
                 raise
             message = f"{error}: this is update + residual; reset() drops the residual"
             raise NonFiniteError(message, error.tensor) from None
-        missed = _sums(compensated, self._decode(payload, read.spec), -1.0)
-        self._spec = read.spec
-        self._pending = _Pending(compensated, missed)
+        self._spec, self._spare = read.spec, None
+        self._pending = _Pending(compensated, payload)
         self.sequence += 1
         return payload
 
@@ -133,7 +130,8 @@ class ErrorFeedback:
         RuntimeError
             If nothing is pending.
         """
-        self._residual = self._settle().missed
+        pending = self._settle()
+        self._spare, self._residual = self._residual, self._without_sent(pending)
 
     def reject(self, *, drop: bool = False) -> None:
         """Keep everything that the pending payload carried as the residual: the receiver does not have it.
@@ -149,8 +147,10 @@ class ErrorFeedback:
             If nothing is pending.
         """
         pending = self._settle()
-        if not drop:
-            self._residual = pending.compensated
+        if drop:
+            self._spare = pending.compensated
+        else:
+            self._spare, self._residual = self._residual, pending.compensated
 
     def reset(self) -> None:
         """Drop the residual and what is pending; spec and sequence number stay.
@@ -192,7 +192,7 @@ class ErrorFeedback:
             "spec": None if self._spec is None else self._spec.encoded,
             "residual": shaped(self._residual),
             "compensated": shaped(self._pending.compensated) if self._pending else None,
-            "missed": shaped(self._pending.missed) if self._pending else None,
+            "payload": self._pending.payload if self._pending else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -207,25 +207,38 @@ class ErrorFeedback:
         """
         found = State(state, {"version": _STATE_VERSION, "codec": str(self.codec)})
         spec, sequence = found.spec(), found.count("sequence")
-        residual, compensated, missed = (
-            _flat(found, spec, key) for key in ("residual", "compensated", "missed")
-        )
-        if (compensated is None) != (missed is None):
-            raise ValueError("state: compensated and missed go together")
+        residual, compensated = (_flat(found, spec, key) for key in ("residual", "compensated"))
+        payload = found["payload"]
+        if (compensated is None) != (payload is None):
+            raise ValueError("state: compensated and payload go together")
+        pending = None
+        if compensated is not None and spec is not None:
+            pending = _Pending(compensated, payload)
+            try:
+                pipeline.check(self._prepared(payload, spec))
+            except (DecodeError, TypeError) as error:
+                raise ValueError(f"state: payload: {error}") from error
         self.sequence, self._spec, self._residual = sequence, spec, residual
-        self._pending = None
-        if compensated is not None and missed is not None:
-            self._pending = _Pending(compensated, missed)
+        self._pending, self._spare = pending, None
 
-    def _decode(self, payload: bytes, spec: Spec) -> Floats:
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_spare": None}
+
+    def _prepared(self, payload: bytes, spec: Spec) -> pipeline.Decoded:
         shared = Shared()
         self.codec.add_shared(shared)
         shared.add_rules(self.codec, spec)
-        storage = arrays.allocate(spec)
-        pipeline.decode_into(
-            pipeline.prepare(payload, like=spec, shared=shared, trust_base=True), storage
-        )
-        return _widened(spec, storage)
+        return pipeline.prepare(payload, like=spec, shared=shared, trust_base=True)
+
+    def _without_sent(self, pending: _Pending) -> Floats:
+        """Subtract what the payload decodes to, in place."""
+        decoded = self._prepared(pending.payload, cast(Spec, self._spec))
+        sums = [
+            np.zeros(tensor.size) if values is None else values
+            for tensor, values in zip(decoded.spec.untied, pending.compensated, strict=True)
+        ]
+        pipeline.accumulate(decoded, sums, -1.0, (0.0, 0.0))
+        return pending.compensated
 
     def _settle(self) -> _Pending:
         if self._pending is None:
@@ -234,38 +247,23 @@ class ErrorFeedback:
         return pending
 
 
-def _widened(spec: Spec, storage: Sequence[Storage]) -> Floats:
-    """Return float tensors as float32 (float64 stays), None for the others."""
-    wide: Floats = []
-    for tensor, array in zip(spec.untied, storage, strict=True):
-        if tensor.dtype in ("float32", "float64"):
-            wide.append(array)
-        elif tensor.dtype in ("float16", "bfloat16"):
-            wide.append(ops.widen(array, tensor.dtype))
-        else:
-            wide.append(None)
-    return wide
-
-
-def _sums(first: Floats, second: Floats, weight: float) -> Floats:
-    """Return first + weight * second, by a kernel: NumPy would follow a caller's flush-to-zero mode."""
-    sums: Floats = []
-    with np.errstate(over="ignore"):
-        for ours, theirs in zip(first, second, strict=True):
-            total = None if ours is None else ours.copy()
-            if total is not None and theirs is not None:
-                ops.backend().accumulate(total, theirs, weight)
-            sums.append(total)
-    return sums
+def _empty(spec: Spec, make: Callable[..., Storage]) -> Floats:
+    return [
+        make(tensor.size, np.float64 if tensor.dtype == "float64" else np.float32)
+        if dtypes.BY_NAME[tensor.dtype].is_float
+        else None
+        for tensor in spec.untied
+    ]
 
 
 def _shaped(floats: Floats, spec: Spec) -> dict[str, Storage]:
     shaped = {}
     for tensor, array in zip(spec.untied, floats, strict=True):
         if array is not None:
-            view = array.reshape(tensor.shape)
-            view.flags.writeable = False
-            shaped[tensor.name] = view
+            # A copy: the arrays are written to again.
+            copy = array.reshape(tensor.shape).copy()
+            copy.flags.writeable = False
+            shaped[tensor.name] = copy
     return shaped
 
 
@@ -277,7 +275,7 @@ def _flat(state: State, spec: Spec | None, key: str) -> Floats | None:
         raise ValueError(f"state: {key} is not that of the spec")
     floats: Floats = []
     for tensor in spec.untied:
-        if tensor.dtype not in ("float16", "bfloat16", "float32", "float64"):
+        if not dtypes.BY_NAME[tensor.dtype].is_float:
             floats.append(None)
             continue
         dtype = np.float64 if tensor.dtype == "float64" else np.float32

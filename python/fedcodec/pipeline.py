@@ -22,7 +22,9 @@ from .reader import Reader, varint
 from .shared import Shared
 from .spec import Spec, TensorSpec
 
-Tensor = tuple[Storage | None, int, tuple[int, ...]]
+# Values to be filled with the sum of an update and a residual, and those two.
+Compensated = tuple[Storage, Storage, Storage]
+Tensor = tuple[Storage | Compensated | None, int, tuple[int, ...]]
 Segment = tuple[list[int], tuple[Any, ...]]
 
 # Where a segment's stochastic rounding starts to count (docs/numerics.md, section 5).
@@ -32,13 +34,13 @@ _DRAWS_PER_SEGMENT = 1 << 40
 def encode(
     codec: Codec,
     spec: Spec,
-    storage: Sequence[Storage],
+    storage: Sequence[Storage | Compensated],
     *,
     framing: Framing,
     base: bytes | None,
     seed: int | None,
 ) -> bytes:
-    """Encode storage arrays; floats may also be given as float32 (float64) work values of a narrower dtype.
+    """Encode storage arrays; values to be filled are of float32 (float64 for float64 tensors).
 
     Where the codec would make a payload larger than the update, the values travel as they are.
     """

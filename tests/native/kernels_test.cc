@@ -373,11 +373,15 @@ void test_conversions(size_t n, int pattern, const std::string& what) {
     out.add<float>(single, n);
     k.subtract_f32(x, y, n, single);
     out.add<float>(single, n);
+    k.sum_f32(x, y, n, single);
+    out.add<float>(single, n);
     Buffer<double> wide(n);
     k.f32_to_f64(x, n, wide);
     out.add<double>(wide, n);
     Buffer<double> difference(n);
     k.subtract_f64(wide, x64, n, difference);
+    out.add<double>(difference, n);
+    k.sum_f64(wide, x64, n, difference);
     out.add<double>(difference, n);
   });
   compare("sums " + what, [&](const Kernels& k, Output& out) {
@@ -585,7 +589,7 @@ void check_topk(const Kernels& table, Parts<Float> parts, const std::string& wha
       expect(cut.key == key && cut.ties == static_cast<uint64_t>(ties), name + ": threshold");
     }
     std::sort(expected.begin(), expected.end());
-    const TopK<Float> kept = topk(table, parts, k);
+    const TopK<Float> kept = topk(table, parts, k, {});
     bool equal = true;
     for (size_t i = 0; i < k; ++i) {
       equal &= kept.positions[i] == expected[i];

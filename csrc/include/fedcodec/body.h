@@ -41,6 +41,11 @@ struct Tensor {
   // `dtype`, or kFloat32 for a half tensor's work values, or the accumulator's type.
   void* data;
   Dtype held;
+  // Error feedback, or null: `data` is filled with update + residual when it is first read. The
+  // update is of type `update_held`, the residual of type `held`.
+  const void* update = nullptr;
+  const void* residual = nullptr;
+  Dtype update_held = Dtype::kFloat32;
 };
 
 struct Select {

@@ -100,6 +100,8 @@ struct Kernels {
   void (*f64_to_f16)(const double* x, size_t n, uint16_t* out);   // in one step
   void (*f64_to_bf16)(const double* x, size_t n, uint16_t* out);  // in one step
   uint32_t (*max_key_u16)(const uint16_t* x, size_t n);           // largest x & 0x7fff
+  void (*sum_f32)(const float* a, const float* b, size_t n, float* out);
+  void (*sum_f64)(const double* a, const double* b, size_t n, double* out);
   void (*subtract_f32)(const float* a, const float* b, size_t n, float* out);
   void (*subtract_f64)(const double* a, const double* b, size_t n, double* out);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -35,10 +36,13 @@ enum class Interpolation { kLinear, kLower, kHigher };
 Cut<uint32_t> topk_threshold(const Kernels& kernels, Parts<float> parts, uint64_t k);
 Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64_t k);
 
+// Called before n elements of a part from `at` on are read, perhaps more than once.
+using Ready = std::function<void(size_t part, size_t at, size_t n)>;
+
 // What that cut keeps, of at most so many elements; reads them about once.
 constexpr uint64_t kMostInOnePass = uint64_t{1} << 32;
-TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k);
-TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k);
+TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, const Ready& ready);
+TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, const Ready& ready);
 
 // The key of element `rank` (from 0, below the number of elements) of the magnitudes in ascending
 // order.

@@ -33,6 +33,9 @@ using KeyOf = std::conditional_t<std::is_same_v<Float, float>, uint32_t, uint64_
                          Float* out) {                                                             \
     k.apply_mask_##suffix(x, bits, n, out);                                                        \
   }                                                                                                \
+  inline void sum(const Kernels& k, const Float* a, const Float* b, size_t n, Float* out) {        \
+    k.sum_##suffix(a, b, n, out);                                                                  \
+  }                                                                                                \
   inline void gather(const Kernels& k, const Float* x, const uint32_t* positions, size_t n,        \
                      Float* out) {                                                                 \
     k.gather_##suffix(x, positions, n, out);                                                       \
