@@ -3,9 +3,11 @@
 
 #include "body.h"
 #include "ops.h"
+#include "roof.h"
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "fedcodec's kernels (submodule ops) and the calls that fuse them.";
+  m.doc() = "fedcodec's kernels (submodule ops) the calls that fuse them, and roofs.";
   fedcodec::bindings::bind_body(m);
   fedcodec::bindings::bind_ops(m);
+  fedcodec::bindings::bind_roof(m);
 }

@@ -33,6 +33,8 @@ namespace {
 #include "accumulate-inl.h"
 //
 #include "checksum-inl.h"
+//
+#include "roof-inl.h"
 
 }  // namespace
 
@@ -103,6 +105,7 @@ const Kernels FEDCODEC_JOIN(kernels_, FEDCODEC_ISA) = {
     .add_at_f64 = add_at<float, double>,
     .add_f64_at_f64 = add_at<double, double>,
     .crc32 = crc32,
+    .roof = roof,
 };
 
 }  // namespace fedcodec

@@ -569,6 +569,25 @@ void test_checksum() {
   }
 }
 
+void test_roofs() {
+  for (const size_t n : {0, 1, 63, 64, 300, 4096, 20011, 65536}) {
+    Buffer<uint8_t> a(n), b(n / 3), out(n / 4 + 1, 1);
+    fill(a);
+    fill(b);
+    uint8_t expected = 0;
+    for (size_t i = 0; i < a.size(); ++i) expected ^= a[i];
+    for (size_t i = 0; i < b.size(); ++i) expected ^= b[i];
+    for (const Store store : {Store::kPlain, Store::kPrefetched, Store::kStreamed}) {
+      for (const Kernels* table : tables) {
+        const std::string what = std::string(table->name) + ": roof of " + std::to_string(n);
+        std::memset(out, 1, out.size());
+        expect(table->roof(a, n, b, b.size(), out, out.size(), store) == expected, what);
+        for (size_t i = 0; i < out.size(); ++i) expect(out[i] == kRoofByte, what);
+      }
+    }
+  }
+}
+
 template <class Float>
 void check_topk(const Kernels& table, Parts<Float> parts, const std::string& what) {
   std::vector<Float> x;
@@ -690,6 +709,7 @@ int main() {
   test_all_halves();
   test_random();
   test_checksum();
+  test_roofs();
   for (int pattern = 0; pattern < kPatterns; ++pattern) {
     test_topk<float>(pattern);
     test_topk<double>(pattern);

@@ -27,6 +27,10 @@ struct Draw {
   uint64_t first;
 };
 
+// How a roof stores: as it comes, with the lines fetched for writing ahead, or past the caches.
+enum class Store : uint8_t { kPlain, kPrefetched, kStreamed };
+constexpr uint8_t kRoofByte = 0x5a;
+
 struct Kernels {
   const char* name;
 
@@ -157,6 +161,13 @@ struct Kernels {
   // --- checksum ----------------------------------------------------------------------------------
   // zlib's CRC-32 of n more bytes after those that gave `crc` (0 at the start).
   uint32_t (*crc32)(uint32_t crc, const uint8_t* bytes, size_t n);
+
+  // --- roofs: the memory traffic of other kernels and nothing else, for benchmarks ---------------
+  // Reads a and b and fills out with kRoofByte, side by side in steps of a page of the longest; out
+  // may be b. Returns the exclusive or of all bytes read. Where an instruction set has no other way
+  // to store, all are plain.
+  uint8_t (*roof)(const uint8_t* a, size_t n_a, const uint8_t* b, size_t n_b, uint8_t* out,
+                  size_t n_out, Store store);
 };
 
 // The tables compiled in, best last; baseline always first. `usable` says whether this processor
