@@ -25,6 +25,7 @@ LAYERS = [
     ["feedback", "aggregate", "information"],
     ["__init__"],
     ["testing", "sim", "adapters"],
+    ["bench"],
     ["cli"],
 ]
 # Upward on purpose, inside functions: what a user calls on a low thing hands over to the rooms above.
@@ -38,12 +39,12 @@ GUESTS = {
     "zstandard": ["codecs"],
     "ml_dtypes": ["arrays", "testing"],
     "hypothesis": ["testing"],
-    "torch": ["arrays", "sim", "adapters", "cli"],
+    "torch": ["arrays", "sim", "adapters", "bench", "cli"],
     "jax": ["arrays", "adapters"],
     "click": ["cli"],
     "rich": ["cli", "sim"],
     "safetensors": ["cli"],
-    "matplotlib": ["sim"],
+    "matplotlib": ["sim", "bench"],
     "sklearn": ["sim"],
     "scipy": ["sim"],
 }
