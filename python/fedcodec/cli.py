@@ -1,4 +1,4 @@
-"""The command line: ``fedcodec simulate | compress | decompress | inspect | info``."""
+"""The command line: ``fedcodec simulate | bench | compress | decompress | inspect | info``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import numpy as np
 
 import fedcodec as fc
 
+from .bench.data import DISTRIBUTIONS
 from .sim.links import LINKS
 from .sim.settings import DATASETS, DEFAULT_CODECS, MODELS, Settings
 
@@ -222,6 +223,86 @@ def simulate(
         console.print(table)
     for path in write_report(output, settings, runs, summaries):
         click.echo(f"wrote {click.format_filename(path)}")
+
+
+def parse_sizes(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read "64K,1M,25.6M"."""
+    factors = {"K": 1_000, "M": 1_000_000}
+    try:
+        sizes = tuple(
+            round(float(size.rstrip("KM")) * factors.get(size[-1:], 1)) for size in value.split(",")
+        )
+    except (ValueError, OverflowError):
+        sizes = (0,)
+    if any(size < 1 for size in sizes):
+        raise click.BadParameter(f"{value!r} is not a list of sizes such as 64K,1M,25.6M")
+    return sizes
+
+
+def parse_pattern(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse what is no regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise click.BadParameter(f"{value!r} is no regular expression: {error}") from error
+    return value
+
+
+@commands.command()
+@click.option(
+    "--sizes", callback=parse_sizes, default="64K,1M,25.6M", help="Numbers of float32 values."
+)
+@click.option(
+    "--distribution",
+    "distributions",
+    multiple=True,
+    type=click.Choice(DISTRIBUTIONS),
+    default=DISTRIBUTIONS,
+    help="Of the values; repeat it for several. Other libraries are measured on the first.",
+)
+@click.option(
+    "--rows", "pattern", callback=parse_pattern, default="", help="Regular expression of names."
+)
+@click.option("--rounds", type=click.IntRange(1), default=7)
+@click.option("--peers/--no-peers", default=True, help="Measure other libraries too.")
+@click.option("--quick", is_flag=True, help="One round of 64K Student-t values.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("fedcodec-results"),
+    help="Folder of the JSON, Markdown and PNG files.",
+)
+def bench(
+    sizes: tuple[int, ...],
+    distributions: tuple[str, ...],
+    pattern: str,
+    rounds: int,
+    peers: bool,
+    quick: bool,
+    output: Path,
+) -> None:
+    """Measure kernels and whole calls beside their roofs and beside other libraries, on one thread.
+
+    A roof is the best pass that reads and writes the same bytes and does nothing else. What is measured is first
+    checked against the NumPy reference.
+    """
+    from .bench.report import write_report
+    from .bench.suite import run
+
+    if quick:
+        sizes, distributions, rounds = (64_000,), ("student-t",), 1
+    report = run(
+        sizes,
+        distributions,
+        pattern,
+        rounds,
+        peers,
+        on_row=lambda name: click.echo(name, err=True),
+    )
+    for name, reason in report["skipped"].items():
+        click.echo(f"not measured: {name}: {reason}", err=True)
+    for path in write_report(output, report):
+        click.echo(f"wrote {path}")
 
 
 @commands.command()
