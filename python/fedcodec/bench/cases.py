@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ Array = npt.NDArray[Any]
 Run = Callable[[], Any]
 
 CODECS = ("topk(0.01) | int8", "int8", "topk(0.01) | ternary", "kbit(4)", "raw")
-LEAST_CODEC = CODECS[0]
+SPARSE_CODEC = CODECS[0]
 BLOCK = 1024
 
 
@@ -44,8 +45,10 @@ class Case:
         What is timed.
     reads, writes : sequence of at most two arrays, array or None
         The memory that it cannot do without; the roof's. Nothing where no pass over memory compares.
-    peers : mapping of str to callable
-        What others have for it, by who.
+    beside, peers : mapping of str to callable
+        What shows where its time goes, by what it is; what others have for the same job, by who.
+    rate : amount and unit, optional
+        What one run gets through, if that is not the bytes that it reads and writes.
     reset, outcome : callable
         What to do before a run whose outcome is looked at, and the outcome, from what ``run`` returns.
     """
@@ -55,6 +58,8 @@ class Case:
     reads: Sequence[Array] = ()
     writes: Array | None = None
     peers: Mapping[str, Run] = field(default_factory=dict)
+    beside: Mapping[str, Run] = field(default_factory=dict)
+    rate: tuple[float, str] | None = None
     reset: Callable[[], None] = _nothing
     outcome: Callable[[Any], Any] = _same
 
@@ -73,6 +78,10 @@ class Row:
 
 def _room(nbytes: int) -> Array:
     return np.ones(nbytes, np.uint8)
+
+
+def _allocation(like: Array) -> dict[str, Run]:
+    return {"allocate and fill": lambda: np.full(like.size, 1, like.dtype)}
 
 
 def _bytes(payload: bytes) -> Array:
@@ -223,6 +232,7 @@ def _pack_sparse(values: Float32) -> Case:
         (positions,),
         _room(len(payload)),
         peers.find("pack sparse", positions),
+        rate=(positions.size, "positions"),
     )
 
 
@@ -235,6 +245,7 @@ def _unpack_sparse(values: Float32) -> Case:
         (_bytes(payload),),
         np.zeros_like(positions),
         peers.find("unpack sparse", positions),
+        rate=(positions.size, "positions"),
     )
 
 
@@ -261,8 +272,8 @@ def _crc32(values: Float32) -> Case:
 def _encode(values: Float32, text: str) -> Case:
     codec = fc.parse(text)
     room = _room(len(codec.encode(values)))
-    found = peers.find(f"encode {text}", values) | peers.find("allocate", room)
-    return Case(values, lambda: codec.encode(values), (values,), room, found)
+    found = peers.find(f"encode {text}", values)
+    return Case(values, lambda: codec.encode(values), (values,), room, found, _allocation(room))
 
 
 def _decode(values: Float32, text: str) -> Case:
@@ -278,7 +289,7 @@ def _decode_fresh(values: Float32, text: str) -> Case:
         lambda: fc.decode(payload),
         (_bytes(payload),),
         np.zeros_like(values),
-        peers.find("allocate", values),
+        beside=_allocation(values),
     )
 
 
@@ -288,6 +299,9 @@ def _add(values: Float32, text: str) -> Case:
     decoded = fc.decode(payload)
     sparse = text.startswith("topk")
     total = np.zeros_like(values)
+    positions = np.flatnonzero(decoded)
+    kept = decoded[positions]
+    scatter = partial(ops.accumulate_sparse, total, positions, kept, 3.0)
     return Case(
         values,
         lambda: servers[0].add(payload, 3.0),
@@ -295,13 +309,14 @@ def _add(values: Float32, text: str) -> Case:
         () if sparse else (_bytes(payload), total),
         None if sparse else total,
         peers.find("add sparse" if sparse else "add", decoded),
+        {"our scatter-add of ready positions": scatter} if sparse else {},
         reset=lambda: servers.__setitem__(0, fc.Aggregator(spec)),
         outcome=lambda _: servers[0].mean(),
     )
 
 
 def _feedback(values: Float32) -> Case:
-    client = fc.ErrorFeedback(LEAST_CODEC)
+    client = fc.ErrorFeedback(SPARSE_CODEC)
     residual = np.zeros_like(values)
 
     def run() -> bytes:
@@ -341,7 +356,7 @@ def _flat(update: Any) -> Float32:
 
 
 def _encode_layout(layout: str) -> Case:
-    codec, update = fc.parse(LEAST_CODEC), _tensors(layout)
+    codec, update = fc.parse(SPARSE_CODEC), _tensors(layout)
     flat = _flat(update)
     room = _room(len(codec.encode(update)))
     found = peers.find("encode tensors", update)
@@ -350,7 +365,7 @@ def _encode_layout(layout: str) -> Case:
 
 def _decode_layout(layout: str) -> Case:
     update = _tensors(layout)
-    payload, flat = fc.parse(LEAST_CODEC).encode(update), _flat(update)
+    payload, flat = fc.parse(SPARSE_CODEC).encode(update), _flat(update)
     framework: Any = "torch" if layout.endswith("torch") else "numpy"
     return Case(
         flat,
@@ -373,8 +388,8 @@ def _bound(build: Callable[..., Case], *given: Any) -> Callable[..., Case]:
     return lambda *values: build(*values, *given)
 
 
-def rows(pattern: str = "") -> Iterator[Row]:
-    """Yield the rows whose names the regular expression finds.
+def rows(pattern: str = "") -> list[Row]:
+    """Return the rows whose names the regular expression finds.
 
     Examples
     --------
@@ -413,11 +428,11 @@ def rows(pattern: str = "") -> Iterator[Row]:
             )
             for text in CODECS
         ),
-        Row(f"error feedback {LEAST_CODEC}", "call", _feedback),
+        Row(f"error feedback {SPARSE_CODEC}", "call", _feedback),
         *(
             Row(f"{name} {layout}", "layout", _bound(build, layout))
             for layout in LAYOUTS
             for name, build in (("encode", _encode_layout), ("decode", _decode_layout))
         ),
     ]
-    return (row for row in all_rows if re.search(pattern, row.name))
+    return [row for row in all_rows if re.search(pattern, row.name)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -18,7 +19,7 @@ from fedcodec import ops
 from .cases import Case
 
 STORES = ("plain", "prefetched", "streamed")
-# One timing takes at least this long; a peer that took more than that in all is asked no more.
+# A timing takes at least the first; who took more than the second in all is timed no more.
 LEAST_SECONDS = 2e-3
 PATIENCE_SECONDS = 8.0
 
@@ -27,21 +28,31 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians in seconds over the rounds, ratios as medians over the rounds of each round's ratio.
+    """Medians in seconds over the rounds, and ratios as medians over the rounds of each round's ratio.
 
-    The machine's slow phases outlast a round and so leave a round's ratio alone.
+    A machine's slow phases outlast a round, so they leave a round's ratio alone.
+
+    Attributes
+    ----------
+    seconds, read_seconds, copy_seconds : float
+        Of ours, of a pass R that reads the values, and of a copy M.
+    roof_seconds, store : float, str or None
+        Of the fastest way for the roof to store, and which one that is.
+    over_roof, over_read, over_copy : float or None
+        Our time over these.
+    beside, peers : mapping of str to (seconds, over ours)
     """
 
     seconds: float
-    roof_seconds: float | None
     read_seconds: float
     copy_seconds: float
+    roof_seconds: float | None
+    store: str | None
     over_roof: float | None
     over_read: float
     over_copy: float
-    store: str | None
-    peer_seconds: Mapping[str, float]
-    peer_over_ours: Mapping[str, float]
+    beside: Mapping[str, tuple[float, float]]
+    peers: Mapping[str, tuple[float, float]]
 
 
 def check(case: Case) -> None:
@@ -88,63 +99,76 @@ def measure(case: Case, rounds: int) -> Timing:
     roof = importlib.import_module("fedcodec._native").roof
     copy = np.zeros_like(case.values)
     a, b = [*case.reads, None, None][:2]
-    runs: dict[str, Run] = {
-        "read": lambda: roof(case.values),
-        "copy": lambda: np.copyto(copy, case.values),
-    }
-    stores = STORES if case.writes is not None else STORES[:1]
-    if a is not None:
-        for store in stores:
-            runs[store] = partial(roof, a, b, case.writes, store)
-    runs["ours"] = case.run
-    peers = [f"peer {name}" for name in case.peers]
-    times = time_in_turn(runs | dict(zip(peers, case.peers.values(), strict=True)), rounds, peers)
-
-    best = None if a is None else min(stores, key=lambda store: median(times[store]))
-    over = {name: _ratio(times["ours"], taken) for name, taken in times.items()}
+    stores = STORES if case.writes is not None else STORES[:1] if case.reads else ()
+    read = Timed(partial(roof, case.values))
+    copied = Timed(partial(np.copyto, copy, case.values))
+    roofs = {store: Timed(partial(roof, a, b, case.writes, store)) for store in stores}
+    ours = Timed(case.run)
+    beside = {name: Timed(run) for name, run in case.beside.items()}
+    peers = {name: Timed(run, PATIENCE_SECONDS) for name, run in case.peers.items()}
+    everything = [read, copied, *roofs.values(), ours, *beside.values(), *peers.values()]
+    time_in_turn(everything, rounds)
+    store = min(stores, key=lambda name: roofs[name].median, default=None)
+    best = None if store is None else roofs[store]
     return Timing(
-        seconds=median(times["ours"]),
-        roof_seconds=None if best is None else median(times[best]),
-        read_seconds=median(times["read"]),
-        copy_seconds=median(times["copy"]),
-        over_roof=None if best is None else over[best],
-        over_read=over["read"],
-        over_copy=over["copy"],
-        store=best if case.writes is not None else None,
-        peer_seconds={name: median(times[f"peer {name}"]) for name in case.peers},
-        peer_over_ours={name: _ratio(times[f"peer {name}"], times["ours"]) for name in case.peers},
+        seconds=ours.median,
+        read_seconds=read.median,
+        copy_seconds=copied.median,
+        roof_seconds=None if best is None else best.median,
+        store=store,
+        over_roof=None if best is None else ours.over(best),
+        over_read=ours.over(read),
+        over_copy=ours.over(copied),
+        beside={name: (timed.median, timed.over(ours)) for name, timed in beside.items()},
+        peers={name: (timed.median, timed.over(ours)) for name, timed in peers.items()},
     )
 
 
-def _ratio(these: list[float], those: list[float]) -> float:
-    # One that was asked no more has fewer rounds.
-    return median(this / that for this, that in zip(these, those, strict=False))
+class Timed:
+    """Something to time, and the seconds that one call of it took in each round."""
 
+    def __init__(self, run: Run, patience: float = math.inf) -> None:
+        self.seconds: list[float] = []
+        self._run = run
+        self._patience = patience
+        self._number = 1
 
-def time_in_turn(
-    runs: Mapping[str, Run], rounds: int, impatient: list[str]
-) -> dict[str, list[float]]:
-    """Return the seconds that one call of each took in each round, after one call to warm up."""
-    numbers = {}
-    for name, run in runs.items():
-        run()
+    def warm_up(self) -> None:
+        """Run once for caches and compilers, and once to learn how many calls a timing needs."""
+        self._run()
+        self.time()
+        self._number = 1 + int(LEAST_SECONDS / max(self.seconds.pop(), 1e-7))
+
+    def time(self) -> None:
+        """Add a round, unless patience is at an end."""
+        if self._number * sum(self.seconds) > self._patience:
+            return
+        run, repeats = self._run, range(self._number)
         start = time.perf_counter()
-        run()
-        numbers[name] = 1 + int(LEAST_SECONDS / max(time.perf_counter() - start, 1e-7))
-    times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in repeats:
+            run()
+        self.seconds.append((time.perf_counter() - start) / self._number)
+
+    @property
+    def median(self) -> float:
+        """The median over the rounds."""
+        return median(self.seconds)
+
+    def over(self, other: Timed) -> float:
+        """Return the median of this round by round over the other; one of them may have fewer."""
+        return median(this / that for this, that in zip(self.seconds, other.seconds, strict=False))
+
+
+def time_in_turn(all_timed: Sequence[Timed], rounds: int) -> None:
+    """Warm all up, then time each once a round."""
+    for timed in all_timed:
+        timed.warm_up()
     collecting = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
-            for name, run in runs.items():
-                if name in impatient and sum(times[name]) * numbers[name] > PATIENCE_SECONDS:
-                    continue
-                repeats = range(numbers[name])
-                start = time.perf_counter()
-                for _ in repeats:
-                    run()
-                times[name].append((time.perf_counter() - start) / numbers[name])
+            for timed in all_timed:
+                timed.time()
     finally:
         if collecting:
             gc.enable()
-    return times

@@ -16,26 +16,17 @@ import numpy as np
 Run = Callable[[], Any]
 Factory = Callable[..., Run]
 
-# Why a library was not measured.
+# Whether `find` finds any; why it did not, by who.
+enabled = False
 skipped: dict[str, str] = {}
 
-_WANTED = ["torch", "scipy", "numba", "piquant", "bitsandbytes", "zstandard", "blosc2", "openfl"]
 _FACTORIES: dict[str, list[tuple[str, str | None, Factory]]] = {}
-_enabled = True
 
 
-def enable(on: bool) -> None:
-    """Choose whether `find` finds any; before any of them is loaded, hold them to one thread."""
-    global _enabled
-    _enabled = on
+def hold_to_one_thread() -> None:
+    """Set what libraries look at when they are loaded."""
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLOSC_NTHREADS"):
         os.environ[name] = "1"
-    if on:
-        for name in _WANTED:
-            try:
-                load(name)
-            except ImportError as error:  # noqa: PERF203
-                skipped[name] = str(error)
 
 
 @lru_cache
@@ -44,22 +35,25 @@ def load(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = importlib.import_module(name)
-        if name == "torch":
-            module.set_num_threads(1)
-        elif name == "openfl":
-            module = importlib.import_module("openfl.pipelines.stc_pipeline")
+    if name == "torch":
+        module.set_num_threads(1)
     return module
 
 
 def find(kind: str, *given: Any) -> dict[str, Run]:
-    """Return what to time for a kind of job by who does it, once set up for what is given."""
-    if not _enabled:
-        return {}
-    return {
-        name: factory(*given)
-        for name, library, factory in _FACTORIES.get(kind, [])
-        if library not in skipped
-    }
+    """Return what to time for a kind of job by who does it, set up for what is given and run once."""
+    found = {}
+    for name, library, factory in _FACTORIES.get(kind, []) if enabled else []:
+        try:
+            if library is not None:
+                load(library)
+            run = factory(*given)
+            run()
+        except Exception as error:  # noqa: PERF203 - a library is missing, broken, or not as it was
+            skipped[name] = " ".join(f"{type(error).__name__}: {error}".split())
+        else:
+            found[name] = run
+    return found
 
 
 def _peer(kinds: str | list[str], name: str, library: str | None = None) -> Callable[..., Factory]:
@@ -206,9 +200,9 @@ def _(values: Any, block: int) -> Run:
     return lambda: _piquant(values, codes)
 
 
-@_peer("quantize", "bitsandbytes", "bitsandbytes")
+@_peer("quantize", "bitsandbytes", "bitsandbytes.functional")
 def _(values: Any, block: int) -> Run:
-    functional = importlib.import_module("bitsandbytes.functional")
+    functional = load("bitsandbytes.functional")
     x = load("torch").from_numpy(values)
     return lambda: functional.quantize_blockwise(x, blocksize=block)
 
@@ -260,9 +254,9 @@ def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
     return _piquant_restore(values, "ADD")
 
 
-@_peer("dequantize", "bitsandbytes", "bitsandbytes")
+@_peer("dequantize", "bitsandbytes", "bitsandbytes.functional")
 def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
-    functional = importlib.import_module("bitsandbytes.functional")
+    functional = load("bitsandbytes.functional")
     quantized, state = functional.quantize_blockwise(
         load("torch").from_numpy(values), blocksize=block
     )
@@ -297,7 +291,7 @@ def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
 @_peer("pack codes", "NumPy")
 def _(codes: Any) -> Run:
     even, odd = codes[: codes.size // 2 * 2 : 2], codes[1::2]
-    return lambda: (even & 15) | (odd << 4)
+    return lambda: ((even & 15) | (odd << 4)).view(np.uint8)
 
 
 @_peer("unpack codes", "NumPy")
@@ -409,14 +403,9 @@ def _(positions: Any) -> Run:
 # --- whole payloads -------------------------------------------------------------------------------
 
 
-@_peer("allocate", "allocate and fill")
-def _(like: Any) -> Run:
-    return lambda: np.full(like.size, 1, like.dtype)
-
-
-@_peer("encode topk(0.01) | int8", "SciPy CSR (float32)", "scipy")
+@_peer("encode topk(0.01) | int8", "SciPy CSR (float32)", "scipy.sparse")
 def _(values: Any) -> Run:
-    sparse = importlib.import_module("scipy.sparse")
+    sparse = load("scipy.sparse")
     n = values.size
     k = max(1, n // 100)
 
@@ -438,15 +427,15 @@ def _(values: Any) -> Run:
     return run
 
 
-@_peer("encode topk(0.01) | ternary", "OpenFL STC", "openfl")
+@_peer("encode topk(0.01) | ternary", "OpenFL STC", "openfl.pipelines.stc_pipeline")
 def _(values: Any) -> Run:
-    stc = load("openfl").STCPipeline(p_sparsity=0.01)
+    stc = load("openfl.pipelines.stc_pipeline").STCPipeline(p_sparsity=0.01)
     return lambda: stc.forward(values)
 
 
-@_peer("decode topk(0.01) | ternary", "OpenFL STC", "openfl")
+@_peer("decode topk(0.01) | ternary", "OpenFL STC", "openfl.pipelines.stc_pipeline")
 def _(values: Any) -> Run:
-    stc = load("openfl").STCPipeline(p_sparsity=0.01)
+    stc = load("openfl.pipelines.stc_pipeline").STCPipeline(p_sparsity=0.01)
     payload, steps = stc.forward(values)
     return lambda: stc.backward(payload, list(steps))
 
@@ -496,15 +485,6 @@ def _(decoded: Any) -> Run:
         total[positions] += np.float32(3) * kept
 
     return run
-
-
-@_peer("add sparse", "our scatter-add, ready positions")
-def _(decoded: Any) -> Run:
-    from fedcodec import ops
-
-    positions = np.flatnonzero(decoded)
-    kept, total = decoded[positions], np.zeros_like(decoded)
-    return lambda: ops.accumulate_sparse(total, positions, kept, 3.0)
 
 
 @_peer("add", "NumPy, decoded")

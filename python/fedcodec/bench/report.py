@@ -9,6 +9,19 @@ from pathlib import Path
 
 from .suite import Record
 
+HEADLINES = (
+    "top-k 1 %",
+    "int8 quantize",
+    "int8 dequantize",
+    "int8 decode and add",
+    "mask: pack",
+    "crc32",
+    "encode topk(0.01) | int8",
+    "encode topk(0.01) | ternary",
+    "encode raw",
+    "decode into arrays topk(0.01) | ternary",
+)
+
 
 def write_report(folder: Path, run: Record) -> list[Path]:
     """Write <date>-<machine>.json, .md and .png into the folder, and return their paths."""
@@ -54,22 +67,26 @@ def _groups(run: Record) -> Iterator[tuple[str, list[Record]]]:
 
 def _header() -> str:
     return (
-        "| what | time | roof | time/roof | time/R | time/M | others: their time over ours |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+        "| what | time | a second | roof | time/roof | time/R | time/M | others: their time over ours |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     )
 
 
 def _line(row: Record) -> str:
-    others = ", ".join(f"{name} {ratio:.2g}x" for name, ratio in row["peer_over_ours"].items())
+    others = [f"{name} {ratio:.2g}x" for name, (_, ratio) in row["peers"].items()]
+    others += [f"({name} {ratio:.2g}x)" for name, (_, ratio) in row["beside"].items()]
     roof = row["roof_seconds"]
+    bytes_moved = row["unit"] == "B"
+    factor, unit = (1e9, "GB") if bytes_moved else (1e6, f"M {row['unit']}")
     cells = [
         row["name"],
         _time(row["seconds"]),
+        "" if bytes_moved and roof is None else f"{row['per_second'] / factor:.3g} {unit}",
         "" if roof is None else _time(roof),
         "" if roof is None else f"{row['over_roof']:.2f}",
         f"{row['over_read']:.2f}",
         f"{row['over_copy']:.2f}",
-        others,
+        ", ".join(others),
     ]
     return f"| {' | '.join(map(_cell, cells))} |"
 
@@ -83,38 +100,37 @@ def _time(seconds: float) -> str:
 
 
 def draw(path: Path, run: Record) -> None:
-    """Draw each row's share of the roof, ours and others', at the largest size of the first distribution."""
+    """Draw the headlines' share of the roof, ours and others', at the largest size of the first distribution."""
     from matplotlib.figure import Figure
 
-    drawn = [row for row in run["rows"] if row["kind"] != "layout" and row["roof_seconds"]]
-    if drawn:
-        most = max(row["values"] for row in drawn)
-        first = drawn[0]["distribution"]
-        drawn = [row for row in drawn if row["values"] == most and row["distribution"] == first]
-    bars = list(_bars(drawn))
-    figure = Figure(figsize=(9, 1.2 + 0.2 * len(bars)), layout="constrained")
+    found = [row for row in run["rows"] if row["roof_seconds"] and row["kind"] != "layout"]
+    found = found or [row for row in run["rows"] if row["roof_seconds"]]
+    most = max((row["values"] for row in found), default=0)
+    found = [row for row in found if row["values"] == most]
+    found = [row for row in found if row["distribution"] == found[0]["distribution"]]
+    found = [row for row in found if row["name"] in HEADLINES] or found
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
-    shares = [share for _, share, _ in bars]
-    colours = ["#d1495b" if ours else "#b8c0c8" for _, _, ours in bars]
-    drawn_bars = axes.barh(range(len(bars)), shares, color=colours)
-    axes.bar_label(
-        drawn_bars,
-        [f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" for share in shares],
-        padding=2,
-        fontsize=7,
-    )
-    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars], fontsize=7)
-    axes.invert_yaxis()
+    heights, names, longest, at = [], [], 1.0, 0.0
+    for row in found:
+        heights.append(at)
+        names.append(row["name"])
+        bars = [("", 1.0), *((name, ratio) for name, (_, ratio) in row["peers"].items())]
+        for name, over_ours in bars:
+            share = 1 / (row["over_roof"] * over_ours)
+            longest = max(longest, share)
+            axes.barh(at, share, height=0.9, color="#b8c0c8" if name else "#c8324b")
+            text = f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+            axes.text(share, at, f" {text} {name}", va="center", fontsize=7)
+            at += 1
+        at += 0.7
+    figure.set_size_inches(8, 1.5 + 0.16 * at)
+    axes.set_yticks(heights, names, fontsize=8)
+    axes.set_ylim(at, -1)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlim(0, max([1.1, *(1.1 * share for share in shares)]))
-    axes.set_xlabel("share of the roof: the time of the bare memory traffic over the time taken")
-    title = f"{drawn[0]['values']:,} values, {drawn[0]['distribution']}" if drawn else "no rows"
-    axes.set_title(f"{title}: fedcodec in red, others in grey\n{run['machine']}", fontsize=9)
+    axes.set_xlim(0, 1.25 * longest)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("share of the roof: time of the bare memory traffic / time taken")
+    axes.set_title(f"{most:,} float32 values, one thread, {run['machine']}", fontsize=9)
     figure.savefig(path, dpi=120)
-
-
-def _bars(drawn: list[Record]) -> Iterator[tuple[str, float, bool]]:
-    for row in drawn:
-        yield row["name"], row["roof_seconds"] / row["seconds"], True
-        for name, seconds in row["peer_seconds"].items():
-            yield name, row["roof_seconds"] / seconds, False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fedcodec as fc
+from fedcodec import ops
 
 from . import data, memory, peers
 from .cases import CODECS, Row, rows
@@ -46,20 +47,23 @@ def run(
     Returns
     -------
     dict
-        "date", "machine", "info", "rounds", "skipped" (peers and why), "rows" and "memory": only what JSON has.
+        "date", "machine", "info", "rounds", "rows", "memory" and "skipped" (what was not measured, and why).
     """
-    peers.enable(with_peers)
+    if ops.available() == ("reference",):
+        raise fc.BackendError("nothing is compiled here, and roofs are kernels")
+    peers.hold_to_one_thread()
+    peers.skipped.clear()
     found = []
-    chosen = list(rows(pattern))
+    chosen = rows(pattern)
     for size in sizes:
         for distribution in distributions:
+            peers.enabled = with_peers and distribution == distributions[0]
             for row in chosen:
                 if row.kind == "layout":
                     continue
                 on_row(f"{row.name}, {size:,} values, {distribution}")
-                peers.enable(with_peers and distribution == distributions[0])
                 found.append(_measured(row, rounds, distribution, data.values(distribution, size)))
-    peers.enable(with_peers)
+    peers.enabled = with_peers
     for row in chosen:
         if row.kind == "layout":
             on_row(row.name)
@@ -69,9 +73,9 @@ def run(
         "machine": machine(),
         "info": fc.info(),
         "rounds": rounds,
-        "skipped": dict(peers.skipped) if with_peers else {},
         "rows": found,
         "memory": _memory(max(sizes), pattern, on_row),
+        "skipped": dict(peers.skipped),
     }
 
 
@@ -81,9 +85,18 @@ def _measured(row: Row, rounds: int, distribution: str, *values: Any) -> Record:
         check(case)
     except AssertionError as error:
         raise AssertionError(f"{row.name} ({distribution}): {error}") from error
-    about = {"name": row.name, "kind": row.kind, "distribution": distribution}
-    timing = asdict(measure(case, rounds))
-    return {**about, "values": case.values.size, **timing}
+    timing = measure(case, rounds)
+    moved = sum(array.nbytes for array in (*case.reads, case.writes) if array is not None)
+    amount, unit = case.rate or (moved, "B")
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "distribution": distribution,
+        "values": case.values.size,
+        "per_second": amount / timing.seconds,
+        "unit": unit,
+        **asdict(timing),
+    }
 
 
 def _memory(n: int, pattern: str, on_row: Callable[[str], None]) -> list[Record]:
