@@ -12,13 +12,16 @@ PYTEST := $(BIN)/python -m pytest -q -n auto tests $(PYTEST_ARGS)
 WORKFLOW := $(BIN)/cmake --workflow --preset
 CXX_SOURCES := $(shell find csrc tests/native -name '*.cc' -o -name '*.h')
 
-.PHONY: demo test test-all test-native test-neon test-asan test-slow test-isa build lint tidy format clean
+.PHONY: demo test bench test-all test-native test-neon test-asan test-slow test-isa build lint tidy format clean
 
 demo: build
 	$(BIN)/fedcodec simulate --output out/demo
 
 test: build
 	$(PYTEST)
+
+bench: .venv/bench
+	$(BIN)/fedcodec bench --output benchmarks/results
 
 # CI reads the closing line of the last run, so one that has passing tests on every machine ends it.
 test-all: lint tidy test-native test-neon test-asan test-slow test-isa
@@ -91,6 +94,10 @@ build: .venv/built
 
 .venv/dev: .venv/deps | .venv/built
 	$(INSTALL) $(CONSTRAIN) --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/deps | .venv/built
+	$(INSTALL) $(CONSTRAIN) --editable '.[bench]'
 	touch $@
 
 clean:
