@@ -2,13 +2,12 @@
 
 // The compiler cuts it into the instruction set's own registers.
 using Line = uint64_t __attribute__((vector_size(64), aligned(1), may_alias));
-constexpr size_t kLine = sizeof(Line);
+static_assert(sizeof(Line) == kLine);
 
 struct Read {
   Line mixed[4] = {};
 
   void lines(const uint8_t* p, size_t n) {
-    constexpr size_t kAhead = 4096;
     for (; n >= 4 * kLine; p += 4 * kLine, n -= 4 * kLine) {
       for (size_t i = 0; i < 4; ++i) {
         __builtin_prefetch(p + kAhead + i * kLine);
@@ -31,7 +30,6 @@ struct Read {
 // Not zero: some processors elide stores of zeros.
 template <Store store>
 void write_lines(uint8_t* p, size_t n) {
-  constexpr size_t kAhead = 2048;
   for (; n != 0 && reinterpret_cast<uintptr_t>(p) % kLine != 0; ++p, --n) *p = kRoofByte;
   for (; n >= kLine; p += kLine, n -= kLine) {
     if constexpr (store == Store::kPrefetched) __builtin_prefetch(p + kAhead, 1);
