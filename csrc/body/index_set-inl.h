@@ -95,6 +95,7 @@ class TilePacker {
            coded < ceil_div(n, uint64_t{1} << (t_ - 9)) && uint64_t{1} << t_ < n) {
       ++t_;
     }
+    data_.reserve(ceil_div(n, 8));  // no more than bitmaps; what is not written is not touched
   }
 
   uint64_t tile_length() const { return uint64_t{1} << t_; }
@@ -186,7 +187,7 @@ class TilePacker {
         break;
       default:
         kernels_.pack_rice(positions, tile.coded, tile.r, out,
-                           out + ceil_div(tile.coded * tile.r, 8));
+                           out + ceil_div(tile.coded * tile.r, 8), ceil_div(tile.unary, 8));
     }
   }
 

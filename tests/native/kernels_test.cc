@@ -157,6 +157,16 @@ std::vector<uint32_t> random_subset(size_t length, size_t one_in) {
   return positions;
 }
 
+// Positions at small gaps with a large one now and then.
+std::vector<uint32_t> clusters(size_t n, uint32_t large) {
+  std::vector<uint32_t> positions;
+  for (uint32_t next = 0; positions.size() < n; ++next) {
+    next += static_cast<uint32_t>(below(below(20) == 0 ? large : 3));
+    positions.push_back(next);
+  }
+  return positions;
+}
+
 size_t bit_bytes(size_t bits) { return (bits + 7) / 8; }
 
 void test_selection_f32(size_t n, int pattern, const std::string& what) {
@@ -435,13 +445,11 @@ void test_all_halves() {
   });
 }
 
-void test_tiles(size_t length, size_t one_in) {
-  const std::vector<uint32_t> subset = random_subset(length, one_in);
+void test_tiles(const std::vector<uint32_t>& subset, size_t length, const std::string& what) {
   const size_t n = subset.size();
   Buffer<uint32_t> positions(n);
   if (n != 0) std::memcpy(positions, subset.data(), n * sizeof(uint32_t));
-  const std::string what = std::to_string(length) + " one in " + std::to_string(one_in);
-  for (const unsigned r : {0u, 1u, 3u, 8u, 13u, 30u}) {
+  for (unsigned r = 0; r <= 30; ++r) {
     uint64_t sum = 0;
     uint64_t quotients = 0;
     for (size_t i = 0; i < n; ++i) {
@@ -457,7 +465,7 @@ void test_tiles(size_t length, size_t one_in) {
       out.add(sums, 3);
       Buffer<uint8_t> remainders(bit_bytes(n * r));
       Buffer<uint8_t> unary(bit_bytes(n + quotients));
-      k.pack_rice(positions, n, r, remainders, unary);
+      k.pack_rice(positions, n, r, remainders, unary, unary.size());
       out.add<uint8_t>(remainders, remainders.size());
       out.add<uint8_t>(unary, unary.size());
       expect(k.sum_remainders(remainders, n, r) == sum,
@@ -473,6 +481,7 @@ void test_tiles(size_t length, size_t one_in) {
     k.pack_bitmap(positions, n, bits);
     out.add<uint8_t>(bits, bits.size());
     expect(k.count_bits(bits, bits.size()) == n, std::string(k.name) + ": count_bits " + what);
+    if (length % 8 != 0) bits[length / 8] |= static_cast<uint8_t>(0xff << length % 8);
     Buffer<uint32_t> back(n);
     expect(k.unpack_bitmap(bits, length, back) == n &&
                std::equal(subset.begin(), subset.end(), static_cast<uint32_t*>(back)),
@@ -513,6 +522,11 @@ void test_tiles(size_t length, size_t one_in) {
     k.expand_f64(positions, x64, n, begin, length, sum64);
     out.add<double>(sum64, length);
   });
+}
+
+void test_tiles(size_t length, size_t one_in) {
+  test_tiles(random_subset(length, one_in), length,
+             std::to_string(length) + " one in " + std::to_string(one_in));
 }
 
 void test_random() {
@@ -705,6 +719,17 @@ int main() {
     for (const size_t one_in : {1, 2, 9, 200}) test_tiles(n, one_in);
   }
   test_tiles(65536, 3);
+  for (size_t n = 1; n < 70; ++n) {
+    const std::vector<uint32_t> subset = clusters(n, 100);
+    test_tiles(subset, subset.back() + 1, std::to_string(n) + " in clusters");
+  }
+  std::vector<uint32_t> at_the_end(61);
+  std::iota(at_the_end.begin(), at_the_end.end(), 62 * 64);
+  test_tiles(at_the_end, 62 * 64 + 61, "ones at the end");
+  for (const uint32_t large : {50u, 1000u, 5000u}) {
+    const std::vector<uint32_t> subset = clusters(2000, large);
+    test_tiles(subset, subset.back() + 9, "gaps up to " + std::to_string(large));
+  }
   test_tiles(1 << 20, 5000);
   test_all_halves();
   test_random();

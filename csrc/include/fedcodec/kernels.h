@@ -113,9 +113,10 @@ struct Kernels {
   // sums[j] = sum of gap >> (shift + j) for j in 0..2; the gap of position 0 is itself; shift is at
   // most 29.
   void (*gap_sums)(const uint32_t* positions, size_t n, unsigned shift, uint64_t sums[3]);
-  // The n remainders of r bits and the unary bit string; both outputs zeroed by the caller.
+  // The n remainders of r bits and the unary bit string of so many bytes; both outputs zeroed by
+  // the caller.
   void (*pack_rice)(const uint32_t* positions, size_t n, unsigned r, uint8_t* remainders,
-                    uint8_t* unary);
+                    uint8_t* unary, size_t unary_bytes);
   // Reads exactly n codes; the caller has checked the bit string.
   void (*unpack_rice)(const uint8_t* remainders, const uint8_t* unary, size_t n, unsigned r,
                       uint32_t* positions);
