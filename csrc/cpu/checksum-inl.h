@@ -53,28 +53,34 @@ __m128i crc_fold(__m128i from, __m128i factors, __m128i onto) {
 }
 
 uint32_t crc_state(uint32_t state, const uint8_t* bytes, size_t n) {
+  // As many as hide the latency of a product.
+  constexpr int kLanes = 8;
+  constexpr size_t kStep = 16 * kLanes;
+  constexpr int64_t kAllLow = crc_factor(128 * kLanes + 32);
+  constexpr int64_t kAllHigh = crc_factor(128 * kLanes - 32);
+  constexpr int64_t kOneLow = crc_factor(128 + 32);
+  constexpr int64_t kOneHigh = crc_factor(128 - 32);
   if (n < 64) return crc_by_tables(state, bytes, n);
-  constexpr int64_t k512Low = crc_factor(512 + 32);
-  constexpr int64_t k512High = crc_factor(512 - 32);
-  constexpr int64_t k128Low = crc_factor(128 + 32);
-  constexpr int64_t k128High = crc_factor(128 - 32);
-  const auto load = [&](size_t at) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + at));
+  const auto load = [&](size_t lane) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 16 * lane));
   };
-  __m128i x0 = _mm_xor_si128(load(0), _mm_cvtsi32_si128(static_cast<int>(state)));
-  __m128i x1 = load(16);
-  __m128i x2 = load(32);
-  __m128i x3 = load(48);
-  const __m128i by_512 = _mm_set_epi64x(k512High, k512Low);
-  for (bytes += 64, n -= 64; n >= 64; bytes += 64, n -= 64) {
-    x0 = crc_fold(x0, by_512, load(0));
-    x1 = crc_fold(x1, by_512, load(16));
-    x2 = crc_fold(x2, by_512, load(32));
-    x3 = crc_fold(x3, by_512, load(48));
+  const __m128i by_one = _mm_set_epi64x(kOneHigh, kOneLow);
+  __m128i x = _mm_xor_si128(load(0), _mm_cvtsi32_si128(static_cast<int>(state)));
+  if (n >= kStep) {
+    const __m128i by_all = _mm_set_epi64x(kAllHigh, kAllLow);
+    __m128i lanes[kLanes] = {x};
+    for (size_t i = 1; i < kLanes; ++i) lanes[i] = load(i);
+    for (bytes += kStep, n -= kStep; n >= kStep; bytes += kStep, n -= kStep) {
+      if (n > kAhead) ask_to_read(bytes, kStep);
+      for (size_t i = 0; i < kLanes; ++i) lanes[i] = crc_fold(lanes[i], by_all, load(i));
+    }
+    x = lanes[0];
+    for (size_t i = 1; i < kLanes; ++i) x = crc_fold(x, by_one, lanes[i]);
+  } else {
+    bytes += 16;
+    n -= 16;
   }
-  const __m128i by_128 = _mm_set_epi64x(k128High, k128Low);
-  __m128i x = crc_fold(crc_fold(crc_fold(x0, by_128, x1), by_128, x2), by_128, x3);
-  for (; n >= 16; bytes += 16, n -= 16) x = crc_fold(x, by_128, load(0));
+  for (; n >= 16; bytes += 16, n -= 16) x = crc_fold(x, by_one, load(0));
   uint8_t folded[16];
   _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), x);
   return crc_by_tables(crc_by_tables(0, folded, sizeof(folded)), bytes, n);
