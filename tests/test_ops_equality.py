@@ -115,6 +115,7 @@ def test_topk_and_compact(parts: list[np.ndarray], density: float) -> None:
     threshold, ties = check("topk_threshold", parts, k)
     positions, _ = check("compact", parts, threshold, ties)
     assert positions.size == k
+    check("topk", parts, k)
     check("compact", parts, threshold)
     check("compact", parts, threshold, 2 * n)
 
@@ -144,6 +145,24 @@ def test_random_positions(n: int, density: float, seed: int) -> None:
 def test_random_positions_of_a_large_space() -> None:
     check("random_positions", 2**62 + 12345, 999, 7)
     check("random_positions", 100_003, 50_000, 2**64 - 1)
+
+
+@pytest.mark.parametrize("kind", ["heavy", "ties", "equal", "rising", "falling", "one"])
+def test_topk_of_many(kind: str) -> None:
+    n = 200_000
+    rng = np.random.default_rng(3)
+    x = {
+        "heavy": lambda: rng.standard_t(2, n),
+        "ties": lambda: rng.integers(-3, 4, n) * 0.5,
+        "equal": lambda: np.full(n, -0.25),
+        "rising": lambda: np.arange(n) - 100.0,
+        "falling": lambda: 1.0 / (1 + np.arange(n)),
+        "one": lambda: np.eye(1, n, n // 3)[0],
+    }[kind]()
+    for dtype in (np.float32, np.float64):
+        values = x.astype(dtype)
+        for k in (1, 20, 2_000, 20_001, n // 2, n - 1, n):
+            check("topk", [values[:10], values[10:150_001], values[150_001:]], k)
 
 
 # --- masks --------------------------------------------------------------------------------------------------------
@@ -332,6 +351,8 @@ PLACES = np.array([1, 4000, 8999])
 KEPT = np.arange(9000) % 3 == 0
 FLOAT_CALLS: dict[str, Callable[[Any, np.ndarray], Any]] = {
     "topk_threshold": lambda ops, x: ops.topk_threshold([x[:7], x[7:]], 5),
+    "topk": lambda ops, x: ops.topk([x[:7], x[7:]], 1),
+    "topk of none": lambda ops, x: ops.topk([x], 0),
     "topk_threshold of none": lambda ops, x: ops.topk_threshold([x], 0),
     "percentile_threshold": lambda ops, x: ops.percentile_threshold([x], 50.0, "linear"),
     "compact": lambda ops, x: ops.compact([x[:7], x[7:]], 1.0),

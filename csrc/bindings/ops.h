@@ -207,6 +207,28 @@ py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties)
   return py::make_tuple(std::move(positions), std::move(values));
 }
 
+template <class Float>
+py::tuple topk(const PartList<Float>& parts, uint64_t k) {
+  uint64_t n = 0;
+  for (const auto part : parts.get()) n += part.size();
+  if (n > kMostInOnePass) {
+    const py::tuple cut = topk_threshold(parts, k);
+    return compact(parts, py::cast<double>(cut[0]), py::cast<uint64_t>(cut[1]));
+  }
+  auto positions = array_of<int64_t>(k);
+  auto values = array_of<Float>(k);
+  int64_t* at = positions.mutable_data();
+  Float* x = values.mutable_data();
+  compute([&](const Kernels& kernels) {
+    const TopK<Float> kept = fedcodec::topk(kernels, parts.get(), k, {});
+    std::copy_n(kept.positions.get(), k, at);
+    std::copy_n(kept.values.get(), k, x);
+    // What is not finite is larger than all others.
+    if (k == 0 || !is_finite(max_key(kernels, x, k))) parts.require_finite(kernels);
+  });
+  return py::make_tuple(std::move(positions), std::move(values));
+}
+
 inline Array<int64_t> random_positions(uint64_t n, uint64_t k, uint64_t seed) {
   auto positions = array_of<int64_t>(k);
   uint64_t* out = reinterpret_cast<uint64_t*>(positions.mutable_data());
@@ -480,6 +502,9 @@ inline void bind_ops(py::module_& parent) {
 
   m.def("topk_threshold", [](const py::list& parts, uint64_t k) {
     return with_parts(parts, [&](const auto& list) { return topk_threshold(list, k); });
+  });
+  m.def("topk", [](const py::list& parts, uint64_t k) {
+    return with_parts(parts, [&](const auto& list) { return topk(list, k); });
   });
   m.def("percentile_threshold",
         [](const py::list& parts, double percentile, const std::string& interpolation) {

@@ -11,8 +11,7 @@ Arrays of any shape are taken in row-major order. float16 and bfloat16 travel be
 >>> import numpy as np
 >>> from fedcodec import ops
 >>> update = np.array([0.5, -3, 0.25, 2], np.float32)
->>> threshold, ties = ops.topk_threshold(update, 2)
->>> positions, values = ops.compact(update, threshold, ties)
+>>> positions, values = ops.topk(update, 2)
 >>> codes, scales = ops.quantize_int8(values)
 >>> restored = np.zeros_like(update)
 >>> ops.scatter(positions, ops.dequantize_int8(codes, scales), restored)
@@ -76,6 +75,7 @@ __all__ = [
     "quantize_kbit",
     "random_positions",
     "scatter",
+    "topk",
     "topk_threshold",
     "unpack_codes",
     "unpack_mask",
@@ -308,6 +308,35 @@ def _deliver(result: Array, out: Array | None, target: Array | None) -> Array:
 
 
 # --- selection ----------------------------------------------------------------------------------------------------
+
+
+def topk(values: npt.ArrayLike | Sequence[npt.ArrayLike], k: int) -> tuple[Positions, Array]:
+    """Keep the k largest magnitudes: `compact` by `topk_threshold`, in about one pass over the values.
+
+    Parameters
+    ----------
+    values : float32 or float64 array, or list of them
+        A list counts as one flat space; float64 if one of them is.
+    k : int
+        From 0 to the number of values.
+
+    Returns
+    -------
+    positions : int64 array of k
+        In the flat space, ascending; of equal magnitudes those of the lowest positions.
+    values : array of k
+        Those kept, in this order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedcodec import ops
+    >>> ops.topk(np.array([1, -2, 2, 3], np.float32), 2)
+    (array([1, 3]), array([-2.,  3.], dtype=float32))
+    """
+    parts = _parts(values)
+    positions, kept = backend().topk(parts, _integer("k", k, 0, sum(part.size for part in parts)))
+    return positions, kept
 
 
 def topk_threshold(values: npt.ArrayLike | Sequence[npt.ArrayLike], k: int) -> tuple[float, int]:

@@ -12,6 +12,7 @@ _native: Any = importlib.import_module("fedcodec._native")
 
 body = _native  # encode, decode, accumulate and check of whole bodies, as fedcodec/body.py has them
 
+topk = _native.ops.topk
 topk_threshold = _native.ops.topk_threshold
 percentile_threshold = _native.ops.percentile_threshold
 compact = _native.ops.compact

@@ -107,6 +107,11 @@ def compact(parts: list[Array], threshold: float, ties: int = 0) -> tuple[Positi
     return positions, values[positions]
 
 
+def topk(parts: list[Array], k: int) -> tuple[Positions, Array]:
+    """Positions and values of the `k` largest magnitudes."""
+    return compact(parts, *topk_threshold(parts, k))
+
+
 # --- masks --------------------------------------------------------------------------------------------------------
 
 
