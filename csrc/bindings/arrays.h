@@ -8,6 +8,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "fedcodec/memory.h"
 
@@ -18,9 +19,7 @@ namespace py = pybind11;
 // A 1-D array whose elements lie side by side in the machine's byte order.
 class Vector {
  public:
-  Vector(py::handle object, const char* what) {
-    if (!py::isinstance<py::array>(object)) refuse(object, what);
-    array_ = py::reinterpret_borrow<py::array>(object);
+  Vector(py::handle object, const char* what) : array_(to_array(object, what)) {
     const int flags = py::detail::array_proxy(array_.ptr())->flags;
     const bool plain = (flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0 &&
                        (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
@@ -38,6 +37,12 @@ class Vector {
   void* data() const { return const_cast<void*>(array_.data()); }
 
  private:
+  // A default py::array would be a new NumPy array.
+  static py::array to_array(py::handle object, const char* what) {
+    if (!py::isinstance<py::array>(object)) refuse(object, what);
+    return py::reinterpret_borrow<py::array>(object);
+  }
+
   [[noreturn]] static void refuse(py::handle object, const char* what) {
     throw py::type_error(std::string(what) +
                          " must be a contiguous one-dimensional NumPy array, not " +
@@ -92,6 +97,11 @@ class NewBytes {
 };
 
 inline uint64_t to_u64(py::handle object, const char* what) {
+  if (PyLong_CheckExact(object.ptr())) {
+    const unsigned long long value = PyLong_AsUnsignedLongLong(object.ptr());
+    if (value != ~0ull || PyErr_Occurred() == nullptr) return value;
+    PyErr_Clear();
+  }
   const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
   if (!index) throw py::error_already_set();
   const unsigned long long value = PyLong_AsUnsignedLongLong(index.ptr());

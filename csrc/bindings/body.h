@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,6 +22,15 @@ enum class Call { kEncode, kDecode, kShapes };
 // --- tuples to a plan
 // ------------------------------------------------------------------------------------------------
 
+// The items of a sequence as they are now: tuples do not change.
+inline py::tuple to_items(py::handle object, const char* what) {
+  if (PySequence_Check(object.ptr()) == 0)
+    throw py::type_error(std::string(what) + " must be a sequence");
+  const auto items = py::reinterpret_steal<py::tuple>(PySequence_Tuple(object.ptr()));
+  if (!items) throw py::error_already_set();
+  return items;
+}
+
 inline py::tuple to_tuple(py::handle object, size_t least, size_t most, const char* what) {
   if (!py::isinstance<py::tuple>(object))
     throw py::type_error(std::string(what) + " must be a tuple");
@@ -29,12 +39,6 @@ inline py::tuple to_tuple(py::handle object, size_t least, size_t most, const ch
     throw py::value_error(std::string(what) + " has " + std::to_string(tuple.size()) + " elements");
   }
   return tuple;
-}
-
-inline py::sequence to_sequence(py::handle object, const char* what) {
-  if (!py::isinstance<py::sequence>(object))
-    throw py::type_error(std::string(what) + " must be a sequence");
-  return py::reinterpret_borrow<py::sequence>(object);
 }
 
 inline std::string to_name(py::handle object, const char* what) {
@@ -59,7 +63,7 @@ inline Dtype to_dtype(py::handle object) {
   return static_cast<Dtype>(id);
 }
 
-inline uint64_t product(const std::vector<uint64_t>& shape) {
+inline uint64_t product(std::span<const uint64_t> shape) {
   uint64_t n = 1;
   for (uint64_t size : shape) n = size == 0 ? 0 : n;
   for (uint64_t size : shape) {
@@ -124,14 +128,16 @@ inline void set_array(Tensor& tensor, py::handle object, Call call) {
   }
 }
 
-inline Tensor to_tensor(py::handle object, Call call) {
+// Its shape is put at the end of `sizes`.
+inline Tensor to_tensor(py::handle object, Call call, std::vector<uint64_t>& sizes) {
   const py::tuple tuple = to_tuple(object, 3, 3, "a tensor");
-  Tensor tensor = {to_dtype(tuple[1]), {}, 0, nullptr, {}, nullptr, nullptr, {}};
-  for (const py::handle size : to_sequence(tuple[2], "a shape"))
-    tensor.shape.push_back(to_u64(size, "a dimension"));
+  Tensor tensor = {to_dtype(PyTuple_GET_ITEM(tuple.ptr(), 1)), {}, 0, nullptr, {}, nullptr, nullptr, {}};
+  const py::tuple shape = to_items(PyTuple_GET_ITEM(tuple.ptr(), 2), "a shape");
+  for (const py::handle size : shape) sizes.push_back(to_u64(size, "a dimension"));
+  tensor.shape = std::span(sizes).last(shape.size());
   tensor.n = product(tensor.shape);
   tensor.held = tensor.dtype;
-  if (call != Call::kShapes) set_array(tensor, tuple[0], call);
+  if (call != Call::kShapes) set_array(tensor, PyTuple_GET_ITEM(tuple.ptr(), 0), call);
   return tensor;
 }
 
@@ -154,19 +160,25 @@ inline void set_accumulator(Tensor& tensor, py::handle object) {
 class Arguments {
  public:
   Arguments(py::handle tensors, py::handle segments, Call call) : call_(call) {
-    for (const py::handle tensor : to_sequence(tensors, "tensors"))
-      tensors_.push_back(to_tensor(tensor, call));
+    const py::tuple items = to_items(tensors, "tensors");
+    tensors_.reserve(items.size());
+    for (const py::handle tensor : items) tensors_.push_back(to_tensor(tensor, call, sizes_));
+    // Only now do the sizes stay where they are.
+    const uint64_t* next = sizes_.data();
+    for (Tensor& tensor : tensors_) {
+      tensor.shape = {next, tensor.shape.size()};
+      next += tensor.shape.size();
+    }
     std::vector<bool> used(tensors_.size());
-    for (const py::handle segment : to_sequence(segments, "segments"))
+    for (const py::handle segment : to_items(segments, "segments"))
       segments_.push_back(to_segment(segment, used));
   }
 
   void set_accumulators(py::handle accumulators) {
-    const py::sequence arrays = to_sequence(accumulators, "accumulators");
+    const py::tuple arrays = to_items(accumulators, "accumulators");
     if (arrays.size() != tensors_.size())
       throw py::value_error("there must be one accumulator for each tensor");
-    for (size_t i = 0; i < tensors_.size(); ++i)
-      set_accumulator(tensors_[i], py::object(arrays[i]));
+    for (size_t i = 0; i < tensors_.size(); ++i) set_accumulator(tensors_[i], arrays[i]);
   }
 
   // The bytes are read while the arrays are written.
@@ -187,7 +199,9 @@ class Arguments {
   Segment to_segment(py::handle object, std::vector<bool>& used) {
     const py::tuple tuple = to_tuple(object, 2, 2, "a segment");
     Segment segment;
-    for (const py::handle index : to_sequence(tuple[0], "a segment's tensors")) {
+    const py::tuple indices = to_items(tuple[0], "a segment's tensors");
+    segment.tensors.reserve(indices.size());
+    for (const py::handle index : indices) {
       const uint64_t i = to_u64(index, "a tensor's index");
       if (i >= used.size() || used[i]) refuse("tensor of a segment of its own", std::to_string(i));
       used[i] = true;
@@ -276,7 +290,7 @@ class Arguments {
 
   static std::vector<uint64_t> to_numbers(py::handle object, const char* what) {
     std::vector<uint64_t> numbers;
-    for (const py::handle number : to_sequence(object, "a stage's parameters by group")) {
+    for (const py::handle number : to_items(object, "a stage's parameters by group")) {
       numbers.push_back(to_u64(number, what));
     }
     return numbers;
@@ -337,6 +351,7 @@ class Arguments {
   }
 
   Call call_;
+  std::vector<uint64_t> sizes_;  // of all shapes, one after the other
   std::vector<Tensor> tensors_;
   std::vector<Segment> segments_;
   std::vector<Bytes> masks_;

@@ -34,8 +34,8 @@ bool is_float(Dtype dtype);
 size_t item_size(Dtype dtype);
 
 struct Tensor {
-  Dtype dtype;                  // on the wire
-  std::vector<uint64_t> shape;  // its product is n < 2^63
+  Dtype dtype;                      // on the wire
+  std::span<const uint64_t> shape;  // its product is n < 2^63
   uint64_t n;
   // What is encoded, decoded to or added to; null for a check. The values are of type `held`:
   // `dtype`, or kFloat32 for a half tensor's work values, or the accumulator's type.
