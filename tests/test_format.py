@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 import fedcodec as fc
-from fedcodec import dtypes, registry
+from fedcodec import dtypes, frame, registry
 from fedcodec.ops import reference
 from fedcodec.testing import same
 
@@ -804,6 +804,17 @@ def test_limits_hold_and_like_or_out_replace_them():
     for bad in ({"max_bytes": -1}, {"max_tensors": -1}):
         with pytest.raises(ValueError, match="must not be negative"):
             fc.Limits(**bad)
+
+
+def test_headers_of_strangers_do_not_pile_up():
+    for n in range(1, 200):
+        fc.decode(fc.Int8(n).encode(np.ones((1, n), np.float32)))
+    assert len(frame._specs) <= frame._MOST_SPECS
+    assert len(frame._known) <= frame._MOST_KNOWN
+    frame._specs.clear()
+    fc.decode(fc.Raw().encode([np.zeros(1, np.uint8)] * (frame._MOST_TENSORS + 1)))
+    fc.decode(fc.Raw().encode({"x" * frame._MOST_ENCODED: np.zeros(1, np.uint8)}))
+    assert not frame._specs
 
 
 # --- sizes ------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ docs/format.md, sections 1 and 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import ops
@@ -34,8 +33,7 @@ class WirePipeline(NamedTuple):
     lossless: Lossless | None
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """The parts of a payload before its body, and where the body is."""
 
     version: int
@@ -68,8 +66,8 @@ def header(spec: Spec, table: RuleTable, framing: Framing, base: bytes | None) -
     return MAGIC + bytes([VERSION, flags]) + described + (base or b"") + pipelines
 
 
-def open_frame(payload: memoryview, *, max_tensors: int) -> Frame:
-    """Read the frame; the checksum is `verify`'s matter."""
+def open_frame(payload: memoryview, *, max_tensors: int, like: Spec | None = None) -> Frame:
+    """Read the frame; the checksum is `verify`'s matter. A spec that is `like` is not read again."""
     reader = Reader(payload, 0, max(0, len(payload) - CHECKSUM_BYTES))
     if bytes(reader.take(len(MAGIC))) != MAGIC:
         raise DecodeError("not a fedcodec payload: it does not begin with 'FC'", 0)
@@ -83,7 +81,7 @@ def open_frame(payload: memoryview, *, max_tensors: int) -> Frame:
     if flags & _BY_REFERENCE:
         spec_digest = bytes(reader.take(DIGEST_BYTES))
     else:
-        spec = Spec.read(reader.part(reader.varint()), max_tensors=max_tensors)
+        spec = _read_spec(reader, like, max_tensors)
         spec_digest = spec.digest
     base = bytes(reader.take(DIGEST_BYTES)) if flags & _HAS_BASE else None
     table_digest = bytes(reader.take(DIGEST_BYTES)) if kind == _TABLE_BY_REFERENCE else None
@@ -101,12 +99,35 @@ def open_frame(payload: memoryview, *, max_tensors: int) -> Frame:
     )
 
 
+# Of what strangers sent too, so few and small: reading one takes longer than the values of a small update.
+_specs: dict[bytes, Spec] = {}
+_MOST_SPECS = 8
+_MOST_ENCODED = 1 << 16
+_MOST_TENSORS = 1 << 10
+
+
+def _read_spec(reader: Reader, like: Spec | None, max_tensors: int) -> Spec:
+    size = reader.varint()
+    start = reader.offset
+    encoded = bytes(reader.take(size))
+    if like is not None and encoded == like.encoded:
+        return like
+    spec = _specs.get(encoded)
+    if spec is None or len(spec.tensors) > max_tensors:
+        spec = Spec.read(Reader(reader.payload, start, reader.offset), max_tensors=max_tensors)
+        if len(encoded) <= _MOST_ENCODED and len(spec.tensors) <= _MOST_TENSORS:
+            if len(_specs) >= _MOST_SPECS:
+                _specs.clear()
+            _specs[encoded] = spec
+    return spec
+
+
 def verify(payload: memoryview) -> None:
     """Raise unless the checksum is right."""
     stop = len(payload) - CHECKSUM_BYTES
     if stop < 0:
         raise DecodeError(f"a payload of {len(payload)} bytes is too short", 0)
-    found, stated = ops.crc32(payload[:stop]), int.from_bytes(payload[stop:], "little")
+    found, stated = ops.backend().crc32(payload[:stop], 0), int.from_bytes(payload[stop:], "little")
     if found != stated:
         raise DecodeError(f"the checksum is {found:08x}, the payload states {stated:08x}", stop)
 
@@ -145,8 +166,39 @@ def read_table(
     return pipelines, assignment, reader.offset
 
 
+# Of our own stages, which are the same in payload after payload, by their few bytes.
+_known: dict[bytes, WirePipeline] = {}
+_MOST_KNOWN = 64
+_MOST_BYTES = 32
+
+
 def read_pipeline(reader: Reader, *, inside: bool = False) -> WirePipeline:
     """Read one pipeline; `inside` a residual there is no lossless stage and no other residual."""
+    key = _select_and_quantize(bytes(reader.rest()[:_MOST_BYTES]))
+    if key is None:
+        return _read_pipeline(reader, inside=inside)
+    found = _known.get(key)
+    if found is not None:
+        reader.take(len(key))
+        return found
+    found = _read_pipeline(reader, inside=inside)
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[key] = found
+    return found
+
+
+def _select_and_quantize(head: bytes) -> bytes | None:
+    """Return the bytes of a pipeline of such stages alone, of ours, at the beginning of `head`."""
+    end = 1
+    for _ in range(head[0] if head else 0):
+        if end + 1 >= len(head) or head[end] >= _RESIDUAL:
+            return None
+        end += 2 + head[end + 1]
+    return head[:end] if end <= len(head) else None
+
+
+def _read_pipeline(reader: Reader, *, inside: bool) -> WirePipeline:
     stages: list[WireStage] = []
     for _ in range(reader.varint()):
         wire_id = reader.byte()
