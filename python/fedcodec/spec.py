@@ -77,10 +77,30 @@ class Spec:
 
         return arrays.read(update).spec
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all values, uncompressed, tied tensors counted once."""
         return sum(tensor.nbytes for tensor in self.untied)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return tuple(tensor.name for tensor in self.tensors)
+
+    @cached_property
+    def dtype_ids(self) -> tuple[int, ...]:
+        """The dtypes of untied tensors, as they travel."""
+        return tuple(dtypes.BY_NAME[tensor.dtype].id for tensor in self.untied)
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of untied tensors."""
+        return tuple(tensor.shape for tensor in self.untied)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of elements of untied tensors."""
+        return tuple(tensor.size for tensor in self.untied)
 
     @cached_property
     def untied(self) -> tuple[TensorSpec, ...]:
