@@ -181,6 +181,25 @@ def test_names_of_any_text():
     assert_same(lossless(values), values)
 
 
+def test_a_layout_that_came_before_hides_no_change():
+    x, y = np.arange(4, dtype=np.float32), np.arange(4, 8, dtype=np.float32)
+    updates = [
+        x, [x], {"array": x}, {"0": x}, [x, y], {"a": x, "b": y}, {"b": x, "a": y}, {"a": y, "b": x},
+        {"a": x, "b": x}, {"a": x[:3], "b": x[1:]}, {"a": x[:2], "b": x[2:]}, {"a": x.reshape(2, 2), "b": y},
+        {"a": x.astype(">f4"), "b": y}, {"a": x[::-1], "b": y}, {"a": x.view(np.int32), "b": y},
+        {"a": x.view(np.uint32), "b": y}, {"a": x > 1, "b": y}, {"a": x.astype(np.float16), "b": y},
+        {"a": x.astype(BFLOAT16), "b": y}, {"a": x[0], "b": y}, {"a": x[:0], "b": x[:0]},
+    ]  # fmt: skip
+    before = fc.ops.active()
+    fc.ops.use("reference")
+    try:
+        expected = [RAW.encode(update) for update in updates]
+    finally:
+        fc.ops.use(before)
+    for _ in range(2):
+        assert [RAW.encode(update) for update in updates] == expected
+
+
 def test_ties_are_the_same_memory_and_nothing_less():
     x = np.arange(6, dtype=np.float32)
     payload = RAW.encode(
@@ -525,6 +544,21 @@ def test_torch_layouts(torch, dtype):
         assert decoded[name].shape == x.shape
         assert torch.equal(decoded[name], x.detach()), name
         assert not decoded[name].requires_grad
+
+
+def test_a_torch_layout_that_came_before_hides_no_change(torch):
+    x = torch.arange(4, dtype=torch.float32)
+    kinds = [torch.float16, torch.bfloat16, torch.int16, torch.uint8, torch.bool]
+    updates = [[x.to(kind)] for kind in kinds] + [[x], [x, x.clone()], [x, x], [x.requires_grad_()]]
+    expected = [
+        [str(tensor.dtype).removeprefix("torch.") for tensor in update] for update in updates
+    ]
+    for _ in range(2):
+        for given, names in zip(updates, expected, strict=True):
+            decoded = lossless(given, framework="torch")
+            assert [t.dtype for t in fc.Spec.of(given).tensors] == names
+            assert all(map(torch.equal, decoded, given))
+    assert [t.tied_to for t in fc.Spec.of([x, x]).tensors] == [None, 0]
 
 
 def test_a_negated_view_is_read_by_value_and_not_filled(torch):

@@ -2,7 +2,7 @@
 
 import itertools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -318,3 +318,24 @@ def test_every_stage_says_what_it_promises():
     assert (fc.TopK(0.1) | Halves() | Deflate()).determinism == "version"
     for one, other in itertools.product([fc.TopK(0.1), fc.RandomK(0.1)], [Halves(), fc.Int8()]):
         assert (one | other).determinism == "backend"
+
+
+@fc.register(0xA8)
+@dataclass(frozen=True, repr=False)
+class Level(fc.Lossless):
+    name = "level"
+    level: int = field(default=1, compare=False)
+
+    def compress(self, data):
+        return zlib.compress(data, self.level)
+
+    def decompress(self, data, size):
+        return zlib.decompressobj().decompress(data, size)
+
+
+def test_codecs_that_compare_equal_stay_themselves():
+    low, high = Level(1), Level(9)
+    assert low == high
+    update = np.tile(np.arange(100, dtype=np.float32), 50)
+    sizes = [len(codec.encode(update)) for codec in (low, high, low, high)]
+    assert sizes[0] == sizes[2] > sizes[1] == sizes[3]

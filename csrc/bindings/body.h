@@ -496,6 +496,8 @@ inline void bind_body(py::module_& m) {
   m.def("accumulate", accumulate, py::arg("payload"), py::arg("start"), py::arg("stop"),
         py::arg("tensors"), py::arg("segments"), py::arg("accumulators"), py::arg("weight"),
         py::arg("bounds"), py::arg("dry") = false);
+  m.def("flatten", flatten, py::arg("arrays"), py::arg("source") = py::none(),
+        py::arg("writable") = false);
   m.def("pack_sparse", pack_sparse, py::arg("positions"), py::arg("n"));
   m.def("unpack_sparse", unpack_sparse, py::arg("buffer"), py::arg("n"));
 }

@@ -27,6 +27,9 @@ _MAX = {
     "float32": (2 - 2.0**-23) * 2.0**127,
     "float64": (2 - 2.0**-52) * 2.0**1023,
 }
+# Of the sums.
+_FLOAT: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float64": np.float64}
+_LEAST = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -210,7 +213,9 @@ class Aggregator:
             with np.errstate(over="ignore"):
                 mean /= self.weight
             means.append(_rounded(mean, tensor))
-        return arrays.build(self._spec, means, framework or self._framework)
+        return arrays.build(
+            self._spec, arrays.shaped(means, self._spec), framework or self._framework
+        )
 
     @_locked
     def state_dict(self) -> dict[str, Any]:
@@ -301,8 +306,8 @@ class Aggregator:
         except OverflowError:
             value = math.inf
         # Up to float32's largest, sums of integers stay finite; subnormal weights would not be those that were meant.
-        rounded = float(np.dtype(self.dtype).type(value)) if value <= _MAX["float32"] else value
-        least = float(np.finfo(self.dtype).tiny)
+        rounded = float(_FLOAT[self.dtype](value)) if value <= _MAX["float32"] else value
+        least = _LEAST[self.dtype]
         if not (weight == 0 or least <= rounded <= _MAX["float32"]):
             raise ValueError(
                 f"weight is {value}, it must be 0 or from {least:.9g} to {_MAX['float32']:.9g}"

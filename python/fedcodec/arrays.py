@@ -1,7 +1,7 @@
 """The only Python file that knows array frameworks; it imports none that is not loaded already.
 
-`read` turns an update into a spec and 1-D storage arrays that share its memory where they can; `Target` is where a
-decoded update goes.
+`read` turns an update into a spec and 1-D storage arrays that share its memory where they can; `writable` does so for
+where a decoded update goes.
 """
 
 from __future__ import annotations
@@ -9,17 +9,28 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from . import dtypes
+from . import dtypes, ops
 from .errors import BackendError
 from .spec import MAX_DIMENSIONS, Spec, TensorSpec
 
 Storage: TypeAlias = npt.NDArray[Any]
+Structure: TypeAlias = Literal["array", "list", "dict"]
 FRAMEWORKS = ("numpy", "torch", "jax")
+
+_BFLOAT16 = dtypes.BY_NAME["bfloat16"].id
+# Of the arrays that hold decoded values, by id; float16 stands in for the bits of a bfloat16.
+_HOST = {
+    dtype.id: np.dtype("float16" if dtype.id == _BFLOAT16 else dtype.name)
+    for dtype in dtypes.BY_ID.values()
+}
+# By what `_read_plain` sees of an update: the same layout comes round by round.
+_specs: dict[object, Spec] = {}
+_MOST_SPECS = 64
 
 
 class Update(NamedTuple):
@@ -40,13 +51,74 @@ def read(update: Any) -> Update:
     BackendError
         If an array lives on a GPU and the CUDA module is not built.
     """
-    structure, items = _items(update)
+    parts = _parts(update)
+    return _read_plain(*parts) or _read(*parts)
+
+
+def _parts(update: Any) -> tuple[Structure, tuple[Any, ...], list[Any]]:
+    """Return the structure, the keys of a dictionary and the values."""
+    if isinstance(update, Mapping):
+        return "dict", tuple(update), list(update.values())
+    if isinstance(update, (list, tuple)):
+        return "list", (), list(update)
+    return "array", (), [update]
+
+
+def _read_plain(
+    structure: Structure,
+    keys: tuple[Any, ...],
+    values: list[Any],
+    source: memoryview | None = None,
+    *,
+    writable: bool = False,
+) -> Update | None:
+    """Like `_read`, in one native call; None where that cannot be or something needs a closer look."""
+    native = getattr(ops.backend(), "body", None)
+    if native is None:
+        return None
+    hosts = values
+    framework, kinds = "numpy", None
+    torch = sys.modules.get("torch")
+    if torch is not None and values and isinstance(values[0], torch.Tensor):
+        try:
+            kinds = tuple([value.dtype for value in values])
+            hosts = _plain_torch(torch, values, kinds)
+        except (AttributeError, TypeError, RuntimeError):
+            return None
+        framework = "torch"
+    found = native.flatten(hosts, source, writable)
+    if found is None:
+        return None
+    described, storage = found
+    key = structure, keys, kinds, described
+    spec = _specs.get(key)
+    if spec is None:
+        spec = _read(structure, keys, values).spec
+        if len(_specs) >= _MOST_SPECS:
+            _specs.clear()
+        _specs[key] = spec
+    return Update(spec, storage, framework)
+
+
+def _plain_torch(torch: Any, values: list[Any], kinds: tuple[Any, ...]) -> list[Storage]:
+    values = [value.detach() if value.requires_grad else value for value in values]
+    if torch.bfloat16 in kinds:  # of which NumPy knows nothing; the key of the spec does
+        values = [
+            value.view(torch.float16) if kind is torch.bfloat16 else value
+            for value, kind in zip(values, kinds, strict=True)
+        ]
+    return [value.numpy() for value in values]
+
+
+def _read(structure: Structure, keys: tuple[Any, ...], values: list[Any]) -> Update:
     tensors: list[TensorSpec] = []
     storage: list[Storage] = []
     seen: dict[object, int] = {}
     alive: list[Storage] = []  # or the memory of a temporary could pass for a tie of the next
     framework = "numpy"
-    for number, (name, value) in enumerate(items):
+    for number, (name, value) in enumerate(
+        zip(_names(structure, keys, len(values)), values, strict=True)
+    ):
         array, dtype, framework = _host_array(value, name)
         if array.ndim > MAX_DIMENSIONS:
             raise TypeError(f"tensor {name!r} has {array.ndim} dimensions, not {MAX_DIMENSIONS}")
@@ -65,16 +137,32 @@ def read(update: Any) -> Update:
 
 
 def allocate(spec: Spec) -> list[Storage]:
-    """Return uninitialised storage for the untied tensors of a spec."""
-    found = []
-    for tensor in spec.untied:
-        dtype = dtypes.BY_NAME[tensor.dtype]
-        found.append(np.empty(tensor.nbytes // dtype.storage.itemsize, dtype.storage))
-    return found
+    """Return uninitialised arrays for the untied tensors of a spec, bfloat16 as float16."""
+    return list(map(np.empty, spec.shapes, [_HOST[number] for number in spec.dtype_ids]))
 
 
-def build(spec: Spec, storage: Sequence[Storage], framework: str) -> Any:
-    """Return the update that a spec and its storage stand for; tied tensors come back tied.
+def flat(arrays: Sequence[Storage], spec: Spec) -> list[Storage]:
+    """Return the storage of what was allocated for a spec: the same memory."""
+    native = getattr(ops.backend(), "body", None)
+    if native is not None:
+        storage: list[Storage] = native.flatten(arrays)[1]
+        return storage
+    return [
+        array.reshape(-1).view(dtypes.BY_ID[number].storage)
+        for array, number in zip(arrays, spec.dtype_ids, strict=True)
+    ]
+
+
+def shaped(storage: Sequence[Storage], spec: Spec) -> list[Storage]:
+    """Undo `flat`."""
+    return [
+        array.view(_HOST[number]).reshape(shape)
+        for array, number, shape in zip(storage, spec.dtype_ids, spec.shapes, strict=True)
+    ]
+
+
+def build(spec: Spec, arrays: Sequence[Storage], framework: str) -> Any:
+    """Return the update of a spec whose untied tensors are such arrays as `allocate` makes; tied ones come back tied.
 
     Raises
     ------
@@ -87,21 +175,22 @@ def build(spec: Spec, storage: Sequence[Storage], framework: str) -> Any:
     """
     if framework not in FRAMEWORKS:
         raise ValueError(f"unknown framework {framework!r}: one of {FRAMEWORKS}")
-    make = {"numpy": _numpy_array, "torch": _torch_tensor, "jax": _jax_array}[framework]
-    untied = iter(storage)
+    untied = {"numpy": _numpy_arrays, "torch": _torch_tensors, "jax": _jax_arrays}[framework](
+        spec, arrays
+    )
+    if len(untied) == len(spec.tensors):
+        return pack(spec, untied)
+    following = iter(untied)
     values: list[Any] = []
     for tensor in spec.tensors:
-        if tensor.tied_to is None:
-            values.append(make(next(untied), tensor))
-        else:
-            values.append(values[tensor.tied_to])
+        values.append(next(following) if tensor.tied_to is None else values[tensor.tied_to])
     return pack(spec, values)
 
 
 def pack(spec: Spec, values: list[Any]) -> Any:
     """Put one value per tensor into the structure of a spec."""
     if spec.structure == "dict":
-        return {tensor.name: value for tensor, value in zip(spec.tensors, values, strict=True)}
+        return dict(zip(spec.names, values, strict=True))
     return values if spec.structure == "list" else values[0]
 
 
@@ -114,13 +203,17 @@ def writable(update: Any, source: memoryview) -> Update:
         If an array is read-only, not contiguous, not aligned or of foreign byte order: it cannot be filled in place. Or
         if it shares memory with the source, or with another array that it is not tied to.
     """
-    for name, value in _items(update)[1]:
+    structure, keys, values = parts = _parts(update)
+    plain = _read_plain(*parts, source, writable=True)
+    if plain is not None:
+        return plain
+    for name, value in zip(_names(structure, keys, len(values)), values, strict=True):
         array, _, framework = _host_array(value, name)
         native = isinstance(value, np.ndarray) and value.dtype.isnative
         shared = not value.is_neg() if framework == "torch" else native
         if not (shared and array.flags.carray):  # contiguous, aligned and writable
             raise ValueError(f"out: tensor {name!r} is not a writable, contiguous array")
-    target = read(update)
+    target = _read(*parts)
     spans = [(_start(source), source.nbytes, "the payload")]
     for tensor, storage in zip(target.spec.untied, target.storage, strict=True):
         spans.append((_start(storage), storage.nbytes, f"tensor {tensor.name!r}"))
@@ -136,15 +229,17 @@ def _start(buffer: Storage | memoryview) -> int:
     return address
 
 
-def _items(update: Any) -> tuple[Any, list[tuple[str, Any]]]:
-    if isinstance(update, Mapping):
-        for name in update:
-            if not isinstance(name, str):
-                raise TypeError(f"names of tensors are strings, not {type(name).__name__}")
-        return "dict", list(update.items())
-    if isinstance(update, (list, tuple)):
-        return "list", [(str(number), value) for number, value in enumerate(update)]
-    return "array", [("array", update)]
+def _names(structure: Structure, keys: tuple[Any, ...], number: int) -> Sequence[str]:
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError(f"names of tensors are strings, not {type(key).__name__}")
+    return (
+        keys
+        if structure == "dict"
+        else ["array"]
+        if structure == "array"
+        else list(map(str, range(number)))
+    )
 
 
 def _host_array(value: Any, name: str) -> tuple[Storage, dtypes.DType, str]:
@@ -186,33 +281,44 @@ def _from_torch(torch: Any, value: Any, name: str) -> tuple[Storage, dtypes.DTyp
     return value.numpy(), dtype
 
 
-def _numpy_array(storage: Storage, tensor: TensorSpec) -> Storage:
-    if tensor.dtype != "bfloat16":
-        return storage.view(tensor.dtype).reshape(tensor.shape)
+def _numpy_arrays(spec: Spec, arrays: Sequence[Storage]) -> list[Any]:
+    if _BFLOAT16 not in spec.dtype_ids:
+        return list(arrays)
+    return [
+        _bfloat16(array) if number == _BFLOAT16 else array
+        for array, number in zip(arrays, spec.dtype_ids, strict=True)
+    ]
+
+
+def _bfloat16(bits: Storage) -> Storage:
     try:
         import ml_dtypes
     except ImportError:
-        wide = storage.astype(np.uint32) << np.uint32(16)
-        return wide.view(np.float32).reshape(tensor.shape)
-    narrow: Storage = storage.view(ml_dtypes.bfloat16)
-    return narrow.reshape(tensor.shape)
+        wide = bits.view(np.uint16).astype(np.uint32)
+        wide <<= np.uint32(16)
+        return wide.view(np.float32)
+    narrow: Storage = bits.view(ml_dtypes.bfloat16)
+    return narrow
 
 
-def _torch_tensor(storage: Storage, tensor: TensorSpec) -> Any:
+def _torch_tensors(spec: Spec, arrays: Sequence[Storage]) -> list[Any]:
     import torch
 
-    dtype = getattr(torch, tensor.dtype)
-    if not storage.size:
-        return torch.empty(tensor.shape, dtype=dtype)
-    return torch.from_numpy(storage.view(np.uint8)).view(dtype).reshape(tensor.shape)
+    return [
+        torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        if number == _BFLOAT16
+        else torch.from_numpy(array)
+        for array, number in zip(arrays, spec.dtype_ids, strict=True)
+    ]
 
 
-def _jax_array(storage: Storage, tensor: TensorSpec) -> Any:
+def _jax_arrays(spec: Spec, arrays: Sequence[Storage]) -> list[Any]:
     import jax.numpy as jnp
 
-    array = _numpy_array(storage, tensor)
-    if jnp.result_type(array) != array.dtype:
-        raise TypeError(
-            f"tensor {tensor.name!r} is {tensor.dtype}: JAX needs jax_enable_x64 for it"
-        )
-    return jnp.asarray(array)
+    arrays = _numpy_arrays(spec, arrays)
+    for array, tensor in zip(arrays, spec.untied, strict=True):
+        if jnp.result_type(array) != array.dtype:
+            raise TypeError(
+                f"tensor {tensor.name!r} is {tensor.dtype}: JAX needs jax_enable_x64 for it"
+            )
+    return [jnp.asarray(array) for array in arrays]

@@ -40,8 +40,15 @@ class Draws:
     """The seeds of one encode call, handed out to the stages that draw random numbers."""
 
     def __init__(self, call_seed: int) -> None:
-        self.call_seed = call_seed
+        self._call_seed = call_seed
         self._groups = 0
+        self.asked = False  # whether another call seed could change what the stages say
+
+    @property
+    def call_seed(self) -> int:
+        """The seed that the caller of `encode` gave."""
+        self.asked = True
+        return self._call_seed
 
     def group(self, codec_seed: int) -> int:
         """Return the seed of the next group with random selection (docs/numerics.md, section 6)."""
@@ -82,8 +89,11 @@ class Codec(ABC):
 
     def table(self, spec: Spec) -> RuleTable:
         """Compile to the pipelines that code a tensor of a spec, and the one of each tensor."""
+        pipelines = self.pipelines()
+        if len(pipelines) == 1:
+            return RuleTable(pipelines, (0,) * len(spec.untied))
         numbers = [self.pipeline_of(tensor.name) for tensor in spec.untied]
-        pipelines, used = self.pipelines(), sorted(set(numbers)) or [0]
+        used = sorted(set(numbers)) or [0]
         place = {number: i for i, number in enumerate(used)}
         return RuleTable(
             tuple(pipelines[number] for number in used), tuple(place[number] for number in numbers)
@@ -341,7 +351,10 @@ class Pipeline(Codec):
 
     def find(self, kind: Kind) -> Stage | None:
         """Return the stage of a kind, if there is one."""
-        return next((stage for stage in self.stages if stage.kind == kind), None)
+        for stage in self.stages:
+            if stage.kind == kind:
+                return stage
+        return None
 
     @cached_property
     def encoded(self) -> bytes:

@@ -5,14 +5,15 @@ Four hops down, none back up: this file, then body.cc (or its twin body.py), the
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from . import arrays, body, dtypes, frame, ops
 from .arrays import Storage
-from .codec import Codec, Draws, Framing, Lossless, Pipeline, Quantize, RuleTable, Select
+from .codec import Codec, Draws, Framing, Lossless, Pipeline, Quantize, RuleTable, Select, Stage
 from .codecs.raw import Raw
 from .codecs.residual import Residual
 from .digests import DIGEST_BYTES
@@ -22,11 +23,15 @@ from .reader import Reader, varint
 from .shared import Shared
 from .spec import Spec, TensorSpec
 
+_T = TypeVar("_T")
 # Values to be filled with the sum of an update and a residual, and those two.
 Compensated = tuple[Storage, Storage, Storage]
 Tensor = tuple[Storage | Compensated | None, int, tuple[int, ...]]
 Segment = tuple[list[int], tuple[Any, ...]]
 
+_FLOATS = {dtype.id for dtype in dtypes.BY_ID.values() if dtype.is_float}
+_LIMITS = Limits()
+_RAW = Raw()
 # Where a segment's stochastic rounding starts to count (docs/numerics.md, section 5).
 _DRAWS_PER_SEGMENT = 1 << 40
 
@@ -51,20 +56,17 @@ def encode(
     call_seed = operator.index(0 if seed is None else seed)
     if not 0 <= call_seed < 1 << 64:
         raise ValueError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
-    table = codec.table(spec)
-    head = frame.header(spec, table, framing, base)
-    tensors: list[Tensor] = [
-        (array, dtypes.BY_NAME[tensor.dtype].id, tensor.shape)
-        for array, tensor in zip(storage, spec.untied, strict=True)
-    ]
-    segments = _plan(table, spec, Draws(call_seed))
-    lossless = [pipeline.find("lossless") for pipeline in table.pipelines]
+    plan = _plan(codec, spec)
+    head = frame.header(spec, plan.table, framing, base)
+    tensors = _tensors(storage, spec)
+    segments = plan.segments or _segments(plan, spec, Draws(call_seed))
+    lossless = plan.lossless
     try:
         if not any(lossless) and len(segments) == 1:
             whole: bytes = _run("encode", segments, head, tensors, segments, True, 0)
             if len(whole) - len(head) <= _largest_body(spec):
                 return whole
-            return encode(Raw(), spec, storage, framing=framing, base=base, seed=seed)
+            return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
     except body.NonFinite as error:
         raise _non_finite(error, spec.untied) from None
     parts = []
@@ -81,7 +83,7 @@ def encode(
     if any(lossless):
         parts = [_packed(part, stage) for part, stage in zip(parts, lossless, strict=True)]
     if sum(map(len, parts)) > _largest_body(spec):
-        return encode(Raw(), spec, storage, framing=framing, base=base, seed=seed)
+        return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
     payload = b"".join([head, *parts])
     return payload + ops.crc32(payload).to_bytes(frame.CHECKSUM_BYTES, "little")
 
@@ -106,7 +108,11 @@ class _Job(NamedTuple):
     start: int
     stop: int
     segments: list[Segment]
-    indices: Sequence[int]  # of the tensors that the segments count from 0
+    indices: Sequence[int] | None  # of the tensors that the segments count from 0; None for all
+
+    def own(self, of_tensors: Sequence[_T]) -> Sequence[_T]:
+        """Return what belongs to the tensors of this stretch."""
+        return of_tensors if self.indices is None else [of_tensors[i] for i in self.indices]
 
 
 def prepare(
@@ -120,20 +126,17 @@ def prepare(
     """Check all of a payload but the inside of its body."""
     view = _bytes(payload)
     frame.verify(view)
-    limits = limits or Limits()
+    limits = limits or _LIMITS
     most = limits.max_tensors if like is None else max(limits.max_tensors, len(like.tensors))
-    opened = frame.open_frame(view, max_tensors=most)
+    opened = frame.open_frame(view, max_tensors=most, like=like)
     spec = frame.settle_spec(opened, like, limits)
     if not trust_base:
         frame.require_base(opened, shared)
     pipelines, assignment, start = frame.read_table(opened, len(spec.untied), shared)
-    segments: list[Segment] = [([], frame.resolve(p.coder, shared)) for p in pipelines]
-    for index, number in enumerate(assignment):
-        segments[number][0].append(index)
+    coders = [frame.resolve(pipeline.coder, shared) for pipeline in pipelines]
+    segments = list(zip(_dealt(assignment, len(pipelines)), coders, strict=True))
     if not any(pipeline.lossless for pipeline in pipelines):
-        return Decoded(
-            spec, opened.base, [_Job(view, start, opened.stop, segments, range(len(assignment)))]
-        )
+        return Decoded(spec, opened.base, [_Job(view, start, opened.stop, segments, None)])
     reader = Reader(view, start, opened.stop)
     jobs = [
         _unpacked(reader, segment, pipeline.lossless, spec)
@@ -145,23 +148,20 @@ def prepare(
 
 def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
     """Write the values of a prepared payload into storage arrays, or raise `DecodeError` and write none."""
-    tensors: list[Tensor] = [
-        (array, *described)
-        for array, described in zip(storage, _described(decoded.spec), strict=True)
-    ]
+    tensors = _tensors(storage, decoded.spec)
     if len(decoded.jobs) > 1:
         check(decoded)
     for job in decoded.jobs:
-        own = [tensors[i] for i in job.indices]
-        _run("decode", job.segments, job.source, job.start, job.stop, own, job.segments)
+        place = job.source, job.start, job.stop
+        _run("decode", job.segments, *place, job.own(tensors), job.segments)
 
 
 def check(decoded: Decoded) -> None:
     """Check the body wholly."""
-    tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
+    tensors = _tensors(itertools.repeat(None, len(decoded.spec.untied)), decoded.spec)
     for job in decoded.jobs:
-        own = [tensors[i] for i in job.indices]
-        _run("check", job.segments, job.source, job.start, job.stop, own, job.segments)
+        place = job.source, job.start, job.stop
+        _run("check", job.segments, *place, job.own(tensors), job.segments)
 
 
 def accumulate(
@@ -171,14 +171,13 @@ def accumulate(
 
     `bounds` are what the magnitudes in float32 and in float64 sums cannot exceed, before and returned after.
     """
-    tensors: list[Tensor] = [(None, *described) for described in _described(decoded.spec)]
+    tensors = _tensors(itertools.repeat(None, len(decoded.spec.untied)), decoded.spec)
     after = bounds
     for dry in (True, False) if len(decoded.jobs) > 1 else (False,):
         for job in decoded.jobs:
-            own = [tensors[i] for i in job.indices]
-            sums = [accumulators[i] for i in job.indices]
             place = job.source, job.start, job.stop
-            arguments = *place, own, job.segments, sums, weight, bounds, dry
+            sums = job.own(accumulators)
+            arguments = *place, job.own(tensors), job.segments, sums, weight, bounds, dry
             narrow, wide = _run("accumulate", job.segments, *arguments)
             after = max(after[0], narrow), max(after[1], wide)
     return after
@@ -252,9 +251,9 @@ def decode(
     if target is not None:
         decode_into(decoded, target.storage)
         return out
-    storage = arrays.allocate(decoded.spec)
-    decode_into(decoded, storage)
-    return arrays.build(decoded.spec, storage, framework or source)
+    fresh = arrays.allocate(decoded.spec)
+    decode_into(decoded, arrays.flat(fresh, decoded.spec))
+    return arrays.build(decoded.spec, fresh, framework or source)
 
 
 @dataclass(frozen=True)
@@ -332,25 +331,61 @@ def inspect(payload: Any, *, limits: Limits | None = None) -> PayloadInfo:
     )
 
 
-def _plan(table: RuleTable, spec: Spec, draws: Draws) -> list[Segment]:
-    indices: list[list[int]] = [[] for _ in table.pipelines]
-    for index, number in enumerate(table.assignment):
-        indices[number].append(index)
+class _Plan(NamedTuple):
+    """What a codec makes of a spec in every call."""
+
+    codec: Codec
+    spec: Spec
+    table: RuleTable
+    tensors: list[list[int]]  # of each pipeline
+    lossless: list[Stage | None]
+    segments: list[Segment] | None  # None where they depend on the seed of the call
+
+
+# By identity, for equal codecs need not be the same; while a plan holds both, nothing else has their ids.
+_plans: dict[tuple[int, int], _Plan] = {}
+_MOST_PLANS = 16
+
+
+def _plan(codec: Codec, spec: Spec) -> _Plan:
+    plan = _plans.get((id(codec), id(spec)))
+    if plan is None:
+        table = codec.table(spec)
+        tensors = _dealt(table.assignment, len(table.pipelines))
+        lossless = [pipeline.find("lossless") for pipeline in table.pipelines]
+        draws = Draws(0)
+        plan = _Plan(codec, spec, table, tensors, lossless, None)
+        segments = _segments(plan, spec, draws)
+        if not draws.asked:
+            plan = plan._replace(segments=segments)
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[id(codec), id(spec)] = plan
+    return plan
+
+
+def _segments(plan: _Plan, spec: Spec, draws: Draws) -> list[Segment]:
     return [
         (
             mine,
             _coder(
                 pipeline,
-                [
-                    spec.untied[index].size
-                    for index in mine
-                    if dtypes.BY_NAME[spec.untied[index].dtype].is_float
-                ],
+                [spec.sizes[i] for i in mine if spec.dtype_ids[i] in _FLOATS],
                 draws,
             ),
         )
-        for pipeline, mine in zip(table.pipelines, indices, strict=True)
+        for pipeline, mine in zip(plan.table.pipelines, plan.tensors, strict=True)
     ]
+
+
+def _dealt(assignment: Sequence[int], number: int) -> list[list[int]]:
+    """Return the tensors of each pipeline."""
+    if number == 1:
+        return [list(range(len(assignment)))]
+    indices: list[list[int]] = [[] for _ in range(number)]
+    for index, pipeline in enumerate(assignment):
+        indices[pipeline].append(index)
+    return indices
 
 
 def _coder(pipeline: Pipeline, sizes: list[int], draws: Draws) -> tuple[Any, ...]:
@@ -369,8 +404,8 @@ def _coder(pipeline: Pipeline, sizes: list[int], draws: Draws) -> tuple[Any, ...
     )
 
 
-def _described(spec: Spec) -> list[tuple[int, tuple[int, ...]]]:
-    return [(dtypes.BY_NAME[tensor.dtype].id, tensor.shape) for tensor in spec.untied]
+def _tensors(storage: Iterable[Storage | None], spec: Spec) -> list[Tensor]:
+    return list(zip(storage, spec.dtype_ids, spec.shapes, strict=True))
 
 
 def _in_python(coder: tuple[Any, ...]) -> bool:

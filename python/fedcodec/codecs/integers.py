@@ -60,7 +60,7 @@ class _Integers(Quantize):
             *self._granularity(),
             self.stochastic,
             self.seed,
-            draws.call_seed,
+            draws.call_seed if self.stochastic else 0,
         )
 
 
