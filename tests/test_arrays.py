@@ -546,6 +546,30 @@ def test_torch_layouts(torch, dtype):
         assert not decoded[name].requires_grad
 
 
+def test_a_header_that_came_before_hides_no_change():
+    like = fc.Spec.of({"a": np.zeros(4, np.float32), "b": np.zeros(3, np.float32)})
+    update = {"a": np.arange(4, dtype=np.float32), "b": np.ones(3, np.float32)}
+    mask = fc.Mask.of({"a": update["a"] > 1, "b": update["b"] > 0})
+    rules = RAW.for_names({"b": fc.Sign()})
+    shared = fc.Shared()
+    mask.add_shared(shared)
+    shared.add_rules(rules, like)
+    payloads = [
+        codec.encode(update, framing=framing)
+        for codec in (RAW, fc.TopK(0.5), fc.parse("int8 | zstd"), rules, mask)
+        for framing in ("inline", "reference")
+    ]
+    expected = [fc.decode(payload, like=update, shared=shared) for payload in payloads]
+    for _ in range(2):
+        for payload, values in zip(payloads * 2, expected * 2, strict=True):
+            assert_same(fc.decode(payload, like=like, shared=shared), values)
+        for payload in (payloads[-1], RAW.encode(update, base=bytes(8))):
+            with pytest.raises(fc.DecodeError, match="pass shared="):
+                fc.decode(payload, like=like)
+    with pytest.raises(fc.SpecMismatch):
+        fc.decode(payloads[0], like=fc.Spec(like.structure, like.tensors[::-1]))
+
+
 def test_a_torch_layout_that_came_before_hides_no_change(torch):
     x = torch.arange(4, dtype=torch.float32)
     kinds = [torch.float16, torch.bfloat16, torch.int16, torch.uint8, torch.bool]

@@ -126,6 +126,11 @@ def prepare(
     """Check all of a payload but the inside of its body."""
     view = _bytes(payload)
     frame.verify(view)
+    stop = len(view) - frame.CHECKSUM_BYTES
+    known = _headers.get(id(like))
+    if known is not None and bytes(view[: min(stop, len(known.encoded))]) == known.encoded:
+        job = _Job(view, len(known.encoded), stop, known.segments, None)
+        return Decoded(known.spec, None, [job])
     limits = limits or _LIMITS
     most = limits.max_tensors if like is None else max(limits.max_tensors, len(like.tensors))
     opened = frame.open_frame(view, max_tensors=most, like=like)
@@ -136,6 +141,12 @@ def prepare(
     coders = [frame.resolve(pipeline.coder, shared) for pipeline in pipelines]
     segments = list(zip(_dealt(assignment, len(pipelines)), coders, strict=True))
     if not any(pipeline.lossless for pipeline in pipelines):
+        by_itself = opened.base is None and opened.table is not None and _builtin(coders)
+        small = start <= _MOST_HEADER and len(spec.tensors) <= _MOST_TENSORS
+        if like is not None and by_itself and small:
+            if len(_headers) >= _MOST_PLANS:
+                _headers.clear()
+            _headers[id(like)] = _Header(like, bytes(view[:start]), segments)
         return Decoded(spec, opened.base, [_Job(view, start, opened.stop, segments, None)])
     reader = Reader(view, start, opened.stop)
     jobs = [
@@ -144,6 +155,28 @@ def prepare(
     ]
     reader.end()
     return Decoded(spec, opened.base, jobs)
+
+
+class _Header(NamedTuple):
+    """The bytes before a body, and what they say to someone who expects the spec."""
+
+    spec: Spec
+    encoded: bytes
+    segments: list[Segment]
+
+
+# The last of each spec that is expected, by its identity; senders change little between rounds.
+_headers: dict[int, _Header] = {}
+_MOST_HEADER = 1 << 18  # bytes
+_MOST_TENSORS = 1 << 12
+
+
+def _builtin(coders: Sequence[tuple[Any, ...]]) -> bool:
+    # A mask comes from `shared`, a third party's quantizer from its own code: neither is the header's alone.
+    return all(
+        coder[0] == "coder" and (coder[1] or ("",))[0] != "mask" and not _in_python(coder)
+        for coder in coders
+    )
 
 
 def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
