@@ -131,7 +131,8 @@ inline void set_array(Tensor& tensor, py::handle object, Call call) {
 // Its shape is put at the end of `sizes`.
 inline Tensor to_tensor(py::handle object, Call call, std::vector<uint64_t>& sizes) {
   const py::tuple tuple = to_tuple(object, 3, 3, "a tensor");
-  Tensor tensor = {to_dtype(PyTuple_GET_ITEM(tuple.ptr(), 1)), {}, 0, nullptr, {}, nullptr, nullptr, {}};
+  Tensor tensor = {
+      to_dtype(PyTuple_GET_ITEM(tuple.ptr(), 1)), {}, 0, nullptr, {}, nullptr, nullptr, {}};
   const py::tuple shape = to_items(PyTuple_GET_ITEM(tuple.ptr(), 2), "a shape");
   for (const py::handle size : shape) sizes.push_back(to_u64(size, "a dimension"));
   tensor.shape = std::span(sizes).last(shape.size());

@@ -437,7 +437,7 @@ def _coder(pipeline: Pipeline, sizes: list[int], draws: Draws) -> tuple[Any, ...
     )
 
 
-def _tensors(storage: Iterable[Storage | None], spec: Spec) -> list[Tensor]:
+def _tensors(storage: Iterable[Storage | Compensated | None], spec: Spec) -> list[Tensor]:
     return list(zip(storage, spec.dtype_ids, spec.shapes, strict=True))
 
 
