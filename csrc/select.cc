@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -44,7 +45,8 @@ Cut<KeyOf<Float>> threshold_of(const Kernels& kernels, Parts<Float> parts, uint6
     const uint64_t top =
         known >= kDigitBits ? kDigits - 1 : ((key & (kDigits - 1)) | ((Key{1} << known) - 1));
     uint64_t digit = top;
-    while (bins[digit] < k) k -= bins[digit--];
+    // Values that change between two passes may be fewer than k.
+    while (digit > 0 && bins[digit] < k) k -= bins[digit--];
     key = (key >> (shift + kDigitBits) << (shift + kDigitBits)) | static_cast<Key>(digit) << shift;
     known = shift;
   }
@@ -178,7 +180,8 @@ TopK<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k, cons
   } else if (ready) {
     for (size_t p = 0; p < parts.size(); ++p) ready(p, 0, parts[p].size());
   }
-  if (k > 0) collector.collect(threshold_of(kernels, parts, k), {});
+  if (k > 0 && !collector.collect(threshold_of(kernels, parts, k), {}))
+    throw std::runtime_error("the values changed while they were read");
   return collector.take();
 }
 

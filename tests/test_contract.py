@@ -1,6 +1,8 @@
 """The contract of DESIGN.md, over every registered codec and every way to put them together."""
 
+import contextlib
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -277,3 +279,28 @@ def test_seeds_are_64_bits(seed):
 def test_bad_arguments(arguments, error):
     with pytest.raises(error):
         fc.Raw().encode(np.zeros(1, np.float32), **arguments)
+
+
+@pytest.mark.parametrize(
+    "text", ["topk(0.1)", "topk(0.1) | ternary", "threshold(0.5) | int8", "int8"]
+)
+def test_values_that_change_meanwhile_give_a_payload_or_an_error(text):
+    """As where a thread trains the very model that is encoded."""
+    start = np.random.default_rng(0).standard_normal(40_000).astype(np.float32)
+    values, codec = start.copy(), fc.parse(text)
+    stop = threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            values[:] = 100 * start
+            values[:] = start / 1000
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(100):
+            with contextlib.suppress(RuntimeError):
+                fc.decode(codec.encode(values))
+    finally:
+        stop.set()
+        thread.join()

@@ -1041,3 +1041,20 @@ def test_arrays_of_the_other_byte_order_tie_with_their_like_only():
     both = fc.Spec.of([swapped, native])
     assert [t.tied_to for t in both.tensors] == [None, None]
     assert same(fc.decode(fc.Raw().encode(update)), update)
+
+
+@pytest.mark.parametrize("text", ["topk(0.9) | zstd", "residual(topk(0.9); topk(0.9)) | zstd"])
+def test_no_segment_is_longer_than_a_decoder_takes(text):
+    """One float64 makes the values of its group travel as 8 bytes each, those of halves too."""
+    update = [np.ones(1000, np.float16), np.ones(1)]
+    restored = fc.decode(fc.parse(text).encode(update))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(restored, update, strict=True))
+
+
+def test_the_terms_of_a_residual_count_against_the_limit():
+    payload = fc.parse("residual(topk(0.1); topk(0.1))").encode(np.ones(1000, np.float16))
+    limit = 2000 + 2 * 4000
+    assert fc.decode(payload, limits=fc.Limits(max_bytes=limit)).size == 1000
+    with pytest.raises(fc.DecodeError, match=f"takes {limit} bytes, the limit is {limit - 1}"):
+        fc.decode(payload, limits=fc.Limits(max_bytes=limit - 1))
+    assert fc.decode(payload, like=np.ones(1000, np.float16), limits=fc.Limits(1)).size == 1000

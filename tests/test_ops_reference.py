@@ -537,6 +537,12 @@ READ_ONLY.flags.writeable = False
         (lambda: ops.pack_sparse([0.5], 5), TypeError),
         (lambda: ops.scatter([0], np.ones(1), np.ones(2, np.float32)), TypeError),
         (lambda: ops.scatter([0, 1], np.ones(1), np.ones(2)), ValueError),
+        (lambda: ops.scatter([0, 2**63 - 1, -2, 5], np.ones(4), np.ones(9)), ValueError),
+        (
+            lambda: ops.accumulate_sparse(np.ones(9), [0, 2**63 - 1, -2, 5], np.ones(4), 1.0),
+            ValueError,
+        ),
+        (lambda: ops.pack_sparse([], 2**63 - 1), ValueError),
         (lambda: ops.accumulate(np.ones((2, 2)).T[:1], np.ones(2), 1.0), ValueError),
         (lambda: ops.accumulate(np.ones(2), np.ones(2), math.inf), ValueError),
         (lambda: ops.accumulate(np.ones(2, np.float32), np.ones(2), 1e39), ValueError),

@@ -193,6 +193,8 @@ py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties)
         const size_t length = std::min(kStretch, part.size() - start);
         const size_t m = fedcodec::compact(kernels, part.data() + start, length, key, ties, 0,
                                            narrow.get(), found.get());
+        if (m > most - static_cast<size_t>(next_value - values.data()))
+          throw std::runtime_error("the values changed while they were read");
         const int64_t offset = base + static_cast<int64_t>(start);
         next_position = std::transform(narrow.get(), narrow.get() + m, next_position,
                                        [offset](uint32_t position) { return offset + position; });

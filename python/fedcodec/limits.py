@@ -12,7 +12,8 @@ class Limits:
     Attributes
     ----------
     max_bytes : int
-        Bytes of the decoded update, 2 GiB by default.
+        Bytes of the decoded update, and of the terms of a residual, which are decoded before they are summed; 2 GiB by
+        default.
     max_tensors : int
         Number of tensors.
     """

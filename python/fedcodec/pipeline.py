@@ -81,6 +81,8 @@ def encode(
         except body.NonFinite as error:
             raise _non_finite(error, [spec.untied[i] for i in mine]) from None
     if any(lossless):
+        if any(len(p) > _longest(spec, mine) for p, (mine, _) in zip(parts, segments, strict=True)):
+            return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
         parts = [_packed(part, stage) for part, stage in zip(parts, lossless, strict=True)]
     if sum(map(len, parts)) > _largest_body(spec):
         return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
@@ -91,6 +93,11 @@ def encode(
 def _largest_body(spec: Spec) -> int:
     # The header by reference has the other half of the 64 bytes that a payload may have over its update.
     return spec.nbytes + spec.nbytes // 1000 + 32
+
+
+def _longest(spec: Spec, tensors: Sequence[int]) -> int:
+    """Return how many plain bytes a packed segment may have (docs/format.md, section 3)."""
+    return 2 * sum(spec.untied[index].nbytes for index in tensors) + 64 * (len(tensors) + 1)
 
 
 class Decoded(NamedTuple):
@@ -140,6 +147,8 @@ def prepare(
     pipelines, assignment, start = frame.read_table(opened, len(spec.untied), shared)
     coders = [frame.resolve(pipeline.coder, shared) for pipeline in pipelines]
     segments = list(zip(_dealt(assignment, len(pipelines)), coders, strict=True))
+    if like is None:
+        _limit_work(spec, segments, limits)
     if not any(pipeline.lossless for pipeline in pipelines):
         by_itself = opened.base is None and opened.table is not None and _builtin(coders)
         small = start <= _MOST_HEADER and len(spec.tensors) <= _MOST_TENSORS
@@ -155,6 +164,18 @@ def prepare(
     ]
     reader.end()
     return Decoded(spec, opened.base, jobs)
+
+
+def _limit_work(spec: Spec, segments: Sequence[Segment], limits: Limits) -> None:
+    """Count the two terms of residuals, which are decoded by themselves before they are summed."""
+    summed = [index for own, coder in segments if coder[0] == "residual" for index in own]
+    work = sum(
+        2 * max(4, spec.untied[i].nbytes // max(1, spec.sizes[i])) * spec.sizes[i] for i in summed
+    )
+    if spec.nbytes + work > limits.max_bytes:
+        raise DecodeError(
+            f"the sum of residuals takes {spec.nbytes + work} bytes, the limit is {limits.max_bytes}"
+        )
 
 
 class _Header(NamedTuple):
@@ -475,11 +496,10 @@ def _packed(plain: bytes, stage: Any) -> bytes:
 
 def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec: Spec) -> _Job:
     plain_size, packed_size = reader.varint(), reader.varint()
-    own = [spec.untied[index].nbytes for index in segment[0]]
-    if plain_size > 2 * sum(own) + 64 * (len(own) + 1):
+    if plain_size > _longest(spec, segment[0]):
         raise DecodeError(f"a segment of {plain_size} bytes is too long", reader.offset)
     start = reader.offset
-    alone = [(list(range(len(own))), segment[1])]
+    alone = [(list(range(len(segment[0]))), segment[1])]
     if packed_size == 0:
         source: Any = reader.take(plain_size)
         return _Job(source, 0, plain_size, alone, segment[0])

@@ -88,6 +88,7 @@ __all__ = [
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
 _MAX_SIZE = (1 << 63) - 1
+_MOST_SPARSE = 1 << 48  # even empty, every 2^31 elements take two bytes
 
 
 # --- backends -----------------------------------------------------------------------------------------------------
@@ -255,7 +256,8 @@ def _positions(positions: npt.ArrayLike, n: int) -> Positions:
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"positions have dtype {array.dtype}, it must be an integer one")
     flat = np.ascontiguousarray(array, np.int64).reshape(-1)
-    if flat.size and not (flat[0] >= 0 and flat[-1] < n and (np.diff(flat) > 0).all()):
+    # Compared, not subtracted: a difference may wrap around.
+    if flat.size and not (flat[0] >= 0 and flat[-1] < n and (flat[1:] > flat[:-1]).all()):
         raise ValueError(f"positions must increase strictly, from 0 to below {n}")
     return flat
 
@@ -1180,7 +1182,7 @@ def pack_sparse(positions: npt.ArrayLike, n: int) -> bytes:
     >>> ops.pack_sparse([1, 3], 5).hex(" ")
     '10 00 02 0a'
     """
-    n = _integer("n", n, 0)
+    n = _integer("n", n, 0, _MOST_SPARSE)
     return bytes(backend().pack_sparse(_positions(positions, n), n))
 
 
