@@ -17,9 +17,9 @@ inline void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] siz
   constexpr size_t kWorthwhile = size_t{1} << 22;
   constexpr uintptr_t kPage = 4096;
   if (size < kWorthwhile) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + size) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only advice: may fail
+  const size_t skipped = (kPage - reinterpret_cast<uintptr_t>(data) % kPage) % kPage;
+  const size_t whole = (size - skipped) / kPage * kPage;
+  madvise(static_cast<char*>(data) + skipped, whole, MADV_HUGEPAGE);  // only advice: may fail
 #endif
 }
 

@@ -10,6 +10,7 @@ namespace fedcodec {
 template <class Float>
 using KeyOf = std::conditional_t<std::is_same_v<Float, float>, uint32_t, uint64_t>;
 
+// NOLINTBEGIN(bugprone-macro-parentheses): types take none
 #define FEDCODEC_TYPED(Float, Key, suffix)                                                         \
   inline Key max_key(const Kernels& k, const Float* x, size_t n) {                                 \
     return k.max_key_##suffix(x, n);                                                               \
@@ -48,5 +49,6 @@ using KeyOf = std::conditional_t<std::is_same_v<Float, float>, uint32_t, uint64_
 FEDCODEC_TYPED(float, uint32_t, f32)
 FEDCODEC_TYPED(double, uint64_t, f64)
 #undef FEDCODEC_TYPED
+// NOLINTEND(bugprone-macro-parentheses)
 
 }  // namespace fedcodec
