@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import threading
+import time
 import tracemalloc
 import zlib
 
@@ -27,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedcodec as fc
+from fedcodec import pipeline
 
 pytestmark = pytest.mark.native
 
@@ -422,7 +424,9 @@ def test_pickle_deepcopy_and_state_dict(dtype):
     server = partial(range(5), dtype=dtype)
     loaded = fc.Aggregator(dtype=dtype)
     loaded.load_state_dict(pickle.loads(pickle.dumps(server.state_dict())))
-    for twin in (pickle.loads(pickle.dumps(server)), copy.deepcopy(server), loaded):
+    for twin in (
+        *(pickle.loads(pickle.dumps(server)), copy.copy(server), copy.deepcopy(server), loaded),
+    ):
         assert_equal_state(twin, server)
         original = copy.deepcopy(server)
         payload = fc.parse("topk(0.2) | int8").encode(update(9))
@@ -944,6 +948,65 @@ def test_threads_lose_nothing():
             thread.join()
         assert server.count == 120
         assert assert_same(server.mean(), ones) is None
+
+
+def merged(server):
+    whole = fc.Aggregator(server.spec)
+    whole.merge(server)
+    return whole
+
+
+@pytest.mark.parametrize(
+    "take", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s)), merged]
+)
+def test_what_is_taken_while_a_thread_adds_is_whole(monkeypatch, take):
+    ones, accumulate = np.ones(8, np.float32), pipeline.accumulate
+    payload, taken, threads = fc.Raw().encode(ones), [], []
+    server = fc.Aggregator(like=ones)
+
+    def amid(*args):
+        bounds = accumulate(*args)
+        if not threads:  # the sums are written, the weight is not
+            threads.append(threading.Thread(target=lambda: taken.append(take(server))))
+            threads[0].start()
+            threads[0].join(0.2)
+        return bounds
+
+    monkeypatch.setattr(pipeline, "accumulate", amid)
+    server.add(payload)
+    threads[0].join()
+    server.add(payload)
+    assert (taken[0].count, taken[0].weight) == (1, 1.0)
+    assert_same(taken[0].mean(), ones)
+
+
+class Lingering:
+    """A lock whose holder lets others run before it takes another one."""
+
+    def __init__(self):
+        self.lock = threading.RLock()
+
+    def __enter__(self):
+        self.lock.acquire()
+        time.sleep(0.05)
+
+    def __exit__(self, *error):
+        self.lock.release()
+
+
+def test_aggregators_that_merge_each_other_do_not_wait_for_ever():
+    servers = [partial(range(2)), partial(range(2))]
+    for server in servers:
+        server._lock = Lingering()
+    pairs = servers, servers[::-1]
+    threads = [
+        threading.Thread(target=fc.Aggregator.merge, args=pair, daemon=True) for pair in pairs
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_sums_without_like_stay_within_the_limits():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -24,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedcodec as fc
+from fedcodec import pipeline
 
 LIMIT32 = float(np.finfo(np.float32).max)
 
@@ -626,7 +628,9 @@ def test_state_dict_round_trip(way, settled):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "clone", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
 def test_pickle_and_deepcopy_are_independent(clone, dtype):
     client = fc.ErrorFeedback("topk(0.2) | int8")
     client.encode(update(0, dtype))
@@ -662,6 +666,55 @@ def test_sequence_counts_the_payloads():
         settle()
         assert client.sequence == number + 1
     assert client.state_dict()["sequence"] == 3
+
+
+def amid(monkeypatch, module, name, other):
+    """Run `other` in a thread after the next call of a function, and go on when it is done or waits."""
+    original, threads = getattr(module, name), []
+
+    def call(*args, **kwargs):
+        result = original(*args, **kwargs)
+        if not threads:
+            threads.append(threading.Thread(target=other))
+            threads[0].start()
+            threads[0].join(0.2)
+        return result
+
+    monkeypatch.setattr(module, name, call)
+    return threads
+
+
+def test_threads_that_encode_at_once_lose_nothing(monkeypatch):
+    client, refused = fc.ErrorFeedback("topk(0.5)"), []
+    one, two = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
+
+    def other():
+        try:
+            client.encode(two)
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    threads = amid(monkeypatch, pipeline, "encode", other)
+    payload = client.encode(one)
+    threads[0].join()
+    assert ["pending" in message for message in refused] == [True]
+    client.accept()
+    assert_same(fc.decode(payload) + client.residual, one)
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, fc.ErrorFeedback.state_dict])
+def test_what_is_taken_while_a_thread_settles_is_whole(monkeypatch, take):
+    client, taken = fc.ErrorFeedback("topk(0.5)"), []
+    client.encode(np.array([1, 2], np.float32))
+    threads = amid(monkeypatch, pipeline, "accumulate", lambda: taken.append(take(client)))
+    client.accept()
+    threads[0].join()
+    twin = taken[0]
+    if isinstance(twin, dict):
+        twin = fc.ErrorFeedback("topk(0.5)")
+        twin.load_state_dict(taken[0])
+    assert not twin.pending
+    assert_same(twin.residual, client.residual)
 
 
 def spoiled(state, **changes):

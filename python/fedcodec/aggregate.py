@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import numbers
-import threading
-from collections.abc import Callable
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +15,7 @@ from .errors import BackendError, DecodeError, SpecMismatch
 from .limits import Limits
 from .shared import Shared
 from .spec import Spec, TensorSpec
-from .state import State
+from .state import Locked, State, locked
 
 _STATE_VERSION = 1
 _MAX = {
@@ -31,28 +28,15 @@ _MAX = {
 _FLOAT: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float64": np.float64}
 _LEAST = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-def _locked(
-    method: Callable[Concatenate[Aggregator, _P], _R],
-) -> Callable[Concatenate[Aggregator, _P], _R]:
-    # The GIL is released while sums are written.
-    @functools.wraps(method)
-    def locked(self: Aggregator, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with self._lock:
-            return method(self, *args, **kwargs)
-
-    return locked
-
-
-class Aggregator:
+class Aggregator(Locked):
     """A streaming weighted mean of payloads of one spec, whatever their codecs and framings.
 
     Payloads are added as they arrive and never expanded beside the sum; one with 1 % of the values costs 1 % of the
-    work. Zeros of sparse payloads count as zeros. Threads may add at once; they take turns. The sum is the same, to the
-    bit, for the same order of adds.
+    work. Zeros of sparse payloads count as zeros. The sum is the same, to the bit, for the same order of adds.
+
+    Threads may share one; they take turns. A process that is forked while another thread is inside must not use its
+    copy: that turn never ends there.
 
     Parameters
     ----------
@@ -77,6 +61,8 @@ class Aggregator:
     array([0.75, 2.5 ], dtype=float32)
     """
 
+    _written = ("_sums",)
+
     def __init__(
         self,
         like: Any = None,
@@ -91,8 +77,8 @@ class Aggregator:
             raise BackendError(f"device {device!r}: the CUDA module is not built")
         pipeline.require("limits", limits, Limits)
         pipeline.require("shared", shared, Shared)
+        super().__init__()
         self.dtype = dtype
-        self._lock = threading.RLock()
         self._shared = shared
         self._limits = limits
         self._framework = "numpy"
@@ -116,7 +102,7 @@ class Aggregator:
         """The spec of all payloads; None before the first where `like` was not given."""
         return self._spec
 
-    @_locked
+    @locked
     def add(self, payload: Any, weight: float = 1.0) -> None:
         """Add one payload, times its weight.
 
@@ -150,9 +136,8 @@ class Aggregator:
         self.count += 1
         self.weight += weight
 
-    @_locked
     def merge(self, other: Aggregator) -> None:
-        """Add the sum of another aggregator, which stays as it is.
+        """Add the sum of another aggregator, which stays as it is; threads may be adding to both.
 
         Raises
         ------
@@ -165,6 +150,12 @@ class Aggregator:
         """
         if not isinstance(other, Aggregator):
             raise TypeError(f"expected an Aggregator, got a {type(other).__name__}")
+        # In one order, or two that merge each other would wait for ever.
+        first, second = sorted((self, other), key=id)
+        with first._lock, second._lock:
+            self._merge(other)
+
+    def _merge(self, other: Aggregator) -> None:
         if other._spec is None:
             return
         if other.dtype != self.dtype:
@@ -185,7 +176,7 @@ class Aggregator:
         self.count += other.count
         self.weight += other.weight
 
-    @_locked
+    @locked
     def mean(self, framework: str | None = None) -> Any:
         """Return the weighted mean in the spec's structure, shapes and dtypes; the sum stays as it is.
 
@@ -217,7 +208,7 @@ class Aggregator:
             self._spec, arrays.shaped(means, self._spec), framework or self._framework
         )
 
-    @_locked
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state but `shared` and `limits`: numbers, strings, bytes and copies of the sums."""
         return {
@@ -233,7 +224,7 @@ class Aggregator:
             "base": self._base,
         }
 
-    @_locked
+    @locked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`.
 
@@ -284,12 +275,6 @@ class Aggregator:
             raise DecodeError(f"the sums take {wanted} bytes, the limit is {most}: pass like=")
         pipeline.check(decoded)
         return self._zeros(decoded.spec)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
 
     def _zeros(self, spec: Spec) -> list[Storage]:
         return [np.zeros(tensor.size, self._sum_dtype(tensor)) for tensor in spec.untied]

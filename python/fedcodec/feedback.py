@@ -14,7 +14,7 @@ from .codec import Codec, Framing
 from .errors import DecodeError, NonFiniteError
 from .shared import Shared
 from .spec import Spec
-from .state import State
+from .state import Locked, State, locked
 from .text import parse
 
 _STATE_VERSION = 1
@@ -28,12 +28,16 @@ class _Pending(NamedTuple):
     payload: bytes
 
 
-class ErrorFeedback:
+class ErrorFeedback(Locked):
     """An encoder that keeps what was not sent, and sends it later.
 
     With c = float32(update) + residual (float64 for float64 tensors, rounded once) and decoded = what `decode` returns,
     `accept` makes the residual fl(c - decoded), bit for bit. Nothing is kept before `accept` or `reject` is called, so
     a payload that was lost loses nothing.
+
+    Threads may share one; they take turns. One that encodes while the payload of another is pending gets the
+    `RuntimeError` all the same. A process that is forked while another thread is inside must not use its copy: that
+    turn never ends there.
 
     Parameters
     ----------
@@ -51,7 +55,10 @@ class ErrorFeedback:
     array([2., 0.], dtype=float32)
     """
 
+    _written = ("_residual", "_pending")
+
     def __init__(self, codec: Codec | str) -> None:
+        super().__init__()
         self.codec = parse(codec) if isinstance(codec, str) else codec
         if not isinstance(self.codec, Codec):
             raise TypeError(f"codec is {codec!r}, it must be a Codec or its text")
@@ -61,6 +68,7 @@ class ErrorFeedback:
         self._pending: _Pending | None = None
         self._spare: Floats | None = None  # written to by the next encode
 
+    @locked
     def encode(
         self,
         update: Any,
@@ -122,6 +130,7 @@ class ErrorFeedback:
         self.sequence += 1
         return payload
 
+    @locked
     def accept(self) -> None:
         """Keep what the pending payload missed as the residual: the receiver has it.
 
@@ -133,6 +142,7 @@ class ErrorFeedback:
         pending = self._settle()
         self._spare, self._residual = self._residual, self._without_sent(pending)
 
+    @locked
     def reject(self, *, drop: bool = False) -> None:
         """Keep everything that the pending payload carried as the residual: the receiver does not have it.
 
@@ -152,6 +162,7 @@ class ErrorFeedback:
         else:
             self._spare, self._residual = self._residual, pending.compensated
 
+    @locked
     def reset(self) -> None:
         """Drop the residual and what is pending; spec and sequence number stay.
 
@@ -165,6 +176,7 @@ class ErrorFeedback:
         return self._pending is not None
 
     @property
+    @locked
     def residual(self) -> Any:
         """The residual as read-only NumPy float32 (float64) arrays in the structure of the update.
 
@@ -176,6 +188,7 @@ class ErrorFeedback:
         owners = [t if t.tied_to is None else tensors[t.tied_to] for t in tensors]
         return arrays.pack(self._spec, [shaped.get(owner.name) for owner in owners])
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state: numbers, strings, bytes and read-only NumPy arrays by tensor name.
 
@@ -195,6 +208,7 @@ class ErrorFeedback:
             "payload": self._pending.payload if self._pending else None,
         }
 
+    @locked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`.
 
@@ -222,7 +236,7 @@ class ErrorFeedback:
         self._pending, self._spare = pending, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_spare": None}
+        return super().__getstate__() | {"_spare": None}
 
     def _prepared(self, payload: bytes, spec: Spec) -> pipeline.Decoded:
         shared = Shared()

@@ -1,13 +1,48 @@
-"""Saved states, read with the care that a stranger's bytes get."""
+"""State that threads take turns with, and saved states, read with the care that a stranger's bytes get."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from .reader import Reader
 from .spec import Spec
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_S = TypeVar("_S", bound="Locked")
+
+
+def locked(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
+    """Let threads take turns in a method: the GIL is released while values are written."""
+
+    @functools.wraps(method)
+    def inner(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return inner
+
+
+class Locked:
+    """What `locked` methods are for; copies and pickles are made between two of them and have arrays of their own."""
+
+    _written: ClassVar[tuple[str, ...]]  # the attributes whose arrays are written in place
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = {key: value for key, value in self.__dict__.items() if key != "_lock"}
+            return state | {key: copy.deepcopy(state[key]) for key in self._written}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
 
 class State:
