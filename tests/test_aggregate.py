@@ -454,6 +454,41 @@ def test_a_loaded_state_keeps_the_base_and_the_bounds():
         twin.add(fc.Raw().encode(np.full(2, 2e38, np.float32), base=base))
 
 
+def test_a_state_does_not_replace_like():
+    like = np.zeros(3, np.float32)
+    server = fc.Aggregator(like)
+    server.add(fc.Raw().encode(np.ones(3, np.float32)))
+    before = copy.deepcopy(server)
+    with pytest.raises(ValueError, match=r"state: .*shape"):
+        server.load_state_dict(fc.Aggregator(np.zeros(4, np.float32)).state_dict())
+    assert_equal_state(server, before)
+    server.load_state_dict(fc.Aggregator().state_dict())
+    assert_equal_state(server, fc.Aggregator(like))
+    server.add(fc.Raw().encode(np.ones(3, np.float32)))
+    assert_same(server.mean(), np.ones(3, np.float32))
+    first = fc.Aggregator()
+    first.add(fc.Raw().encode(np.ones(4, np.float32)))
+    first.load_state_dict(server.state_dict())
+    assert_equal_state(first, server)
+
+
+def test_a_state_in_arrays_and_lists_is_read():
+    server = partial(range(3))
+    state = server.state_dict()
+    state |= {key: np.array(state[key]) for key in ("version", "dtype", "framework", "count")}
+    state |= {"weight": np.float64(server.weight), "spec": list(state["spec"])}
+    twin = fc.Aggregator()
+    twin.load_state_dict(state)
+    assert_equal_state(twin, server)
+    assert type(twin.count) is int
+    assert type(twin.weight) is float
+
+
+class NoArray:
+    def __array__(self, *arguments, **named):
+        raise RuntimeError("not today")
+
+
 def test_a_bad_state_is_refused_and_changes_nothing():
     server = partial(range(2))
     before = copy.deepcopy(server)
@@ -477,6 +512,7 @@ def test_a_bad_state_is_refused_and_changes_nothing():
         {"base": "12345678"},
         {"sums": good["sums"][1:]},
         {"sums": None},
+        {"sums": [NoArray()] * len(good["sums"])},
         {"sums": 3},
         {"sums": spoiled(0, np.nan)},
         {"sums": spoiled(0, -np.inf)},

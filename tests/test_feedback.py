@@ -558,10 +558,7 @@ def through_torch_weights_only(state):
     file = io.BytesIO()
     torch.save({key: convert(value) for key, value in state.items()}, file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    return {
-        key: bytes(value) if isinstance(value, list) else value for key, value in loaded.items()
-    }
+    return torch.load(file, weights_only=True)
 
 
 def through_savez(state):
@@ -583,8 +580,7 @@ def through_savez(state):
                 kind, name = key.split("/", 1)
                 loaded[kind] = (loaded[kind] or {}) | {name: archive[key]}
             else:
-                value = archive[key]
-                loaded[key] = value.tobytes() if value.dtype == np.uint8 else value.item()
+                loaded[key] = archive[key]
     return loaded
 
 
@@ -717,6 +713,20 @@ def test_what_is_taken_while_a_thread_settles_is_whole(monkeypatch, take):
     assert_same(twin.residual, client.residual)
 
 
+def test_the_sequence_starts_again_after_2_to_the_64():
+    client = fc.ErrorFeedback("raw")
+    client.load_state_dict(client.state_dict() | {"sequence": 2**64 - 1})
+    client.encode(np.ones(1, np.float32))
+    client.accept()
+    client.load_state_dict(client.state_dict())
+    assert client.sequence == 0
+
+
+class NoArray:
+    def __array__(self, *arguments, **named):
+        raise RuntimeError("not today")
+
+
 def spoiled(state, **changes):
     return state | changes
 
@@ -737,7 +747,11 @@ def spoiled(state, **changes):
         ({"residual": {}}, "residual of 'w1'"),
         ({"payload": None}, "go together"),
         ({"payload": b"no payload"}, "payload: "),
-        ({"payload": 5}, "payload: "),
+        ({"payload": 5}, "payload is 5"),
+        ({"payload": [1, 256]}, "payload is"),
+        ({"payload": np.zeros(3)}, "payload is"),
+        ({"payload": NoArray()}, "payload is no array: not today"),
+        ({"sequence": np.float64(3)}, "sequence"),
         ({"compensated": None}, "go together"),
     ],
 )
@@ -757,6 +771,7 @@ def test_a_bad_state_is_refused_and_changes_nothing(changes, message):
                 "residual": before["residual"] | {"w1": before["residual"]["w1"].astype(np.float64)}
             },
             before | {"residual": before["residual"] | {"w1": before["residual"]["w1"] * np.nan}},
+            before | {"residual": before["residual"] | {"w1": NoArray()}},
         ]
     for state in bad:
         with pytest.raises(ValueError, match=message):

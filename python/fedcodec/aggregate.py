@@ -15,7 +15,7 @@ from .errors import BackendError, DecodeError, SpecMismatch
 from .limits import Limits
 from .shared import Shared
 from .spec import Spec, TensorSpec
-from .state import Locked, State, locked
+from .state import Locked, State, as_array, locked
 
 _STATE_VERSION = 1
 _MAX = {
@@ -91,6 +91,7 @@ class Aggregator(Locked):
                 read = arrays.read(like)
                 self._spec, self._framework = read.spec, read.framework
             self._sums = self._zeros(self._spec)
+        self._like = self._spec
         self.count = 0
         self.weight = 0.0
         # Of the magnitudes in float32 and in float64 sums: sums themselves, of what each payload adds at most.
@@ -233,16 +234,18 @@ class Aggregator(Locked):
         TypeError
             If it is no dict.
         ValueError
-            If it is of another version or dtype, or no aggregator can have come to it; the state is as before.
+            If it is of another version or dtype, does not match `like`, or no aggregator can have come to it; the
+            state is as before.
         """
         found = State(state, {"version": _STATE_VERSION, "dtype": self.dtype})
         spec, count, weight = found.spec(), found.count("count"), found.number("weight")
         bounds = found.number("bound"), found.number("wide_bound")
-        framework, base = found["framework"], found["base"]
+        framework, base = found.scalar("framework"), found.data("base")
         known = framework in arrays.FRAMEWORKS
         found.require(known, "framework", f"one of {arrays.FRAMEWORKS}")
-        valid = base is None or (isinstance(base, bytes) and len(base) == DIGEST_BYTES)
-        found.require(valid, "base", f"None or {DIGEST_BYTES} bytes")
+        found.require(
+            base is None or len(base) == DIGEST_BYTES, "base", f"None or {DIGEST_BYTES} bytes"
+        )
         found.require(bounds[0] <= _MAX["float32"], "bound", "a float32")
         empty = not (weight or any(bounds) or base)
         found.require(empty if count == 0 else spec is not None, "count", "that of the sums")
@@ -252,11 +255,18 @@ class Aggregator(Locked):
         sums = [
             self._loaded(total, tensor, bounds) for total, tensor in zip(sums, tensors, strict=True)
         ]
+        if self._like is not None:
+            if spec is None:
+                spec, sums, framework = self._like, self._zeros(self._like), self._framework
+            try:
+                spec.require(self._like)
+            except SpecMismatch as error:
+                raise ValueError(f"state: {error}") from None
         self._spec, self._sums, self._base, self._framework = spec, sums, base, framework
         self.count, self.weight, self._bounds = count, weight, bounds
 
     def _loaded(self, total: Any, tensor: TensorSpec, bounds: tuple[float, float]) -> Storage:
-        found, dtype = np.asarray(total).copy(), self._sum_dtype(tensor)
+        found, dtype = as_array(total, f"the sum of {tensor.name!r}"), self._sum_dtype(tensor)
         if found.dtype != dtype or found.shape != (tensor.size,):
             raise ValueError(
                 f"state: the sum of {tensor.name!r} is not {tensor.size} values of {dtype}"

@@ -14,7 +14,7 @@ from .codec import Codec, Framing
 from .errors import DecodeError, NonFiniteError
 from .shared import Shared
 from .spec import Spec
-from .state import Locked, State, locked
+from .state import Locked, State, as_array, locked
 from .text import parse
 
 _STATE_VERSION = 1
@@ -127,7 +127,7 @@ class ErrorFeedback(Locked):
             raise NonFiniteError(message, error.tensor) from None
         self._spec, self._spare = read.spec, None
         self._pending = _Pending(compensated, payload)
-        self.sequence += 1
+        self.sequence = (self.sequence + 1) % (1 << 64)  # seeds are of 64 bits
         return payload
 
     @locked
@@ -222,15 +222,15 @@ class ErrorFeedback(Locked):
         found = State(state, {"version": _STATE_VERSION, "codec": str(self.codec)})
         spec, sequence = found.spec(), found.count("sequence")
         residual, compensated = (_flat(found, spec, key) for key in ("residual", "compensated"))
-        payload = found["payload"]
+        payload = found.data("payload")
         if (compensated is None) != (payload is None):
             raise ValueError("state: compensated and payload go together")
         pending = None
-        if compensated is not None and spec is not None:
+        if compensated is not None and payload is not None and spec is not None:
             pending = _Pending(compensated, payload)
             try:
                 pipeline.check(self._prepared(payload, spec))
-            except (DecodeError, TypeError) as error:
+            except DecodeError as error:
                 raise ValueError(f"state: payload: {error}") from error
         self.sequence, self._spec, self._residual = sequence, spec, residual
         self._pending, self._spare = pending, None
@@ -293,7 +293,7 @@ def _flat(state: State, spec: Spec | None, key: str) -> Floats | None:
             floats.append(None)
             continue
         dtype = np.float64 if tensor.dtype == "float64" else np.float32
-        array = np.asarray(arrays_by_name.get(tensor.name)).copy()
+        array = as_array(arrays_by_name.get(tensor.name), f"{key} of {tensor.name!r}")
         if array.dtype != dtype or array.shape != tensor.shape or not np.isfinite(array).all():
             wanted = f"{tensor.shape} of finite {dtype.__name__}"
             raise ValueError(f"state: {key} of {tensor.name!r} is not {wanted}")

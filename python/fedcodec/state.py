@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from .reader import Reader
 from .spec import Spec
@@ -60,7 +64,7 @@ class State:
             raise TypeError(f"state is a {type(state).__name__}, not a dict")
         self._state = state
         for key, wanted in fixed.items():
-            if self[key] != wanted:
+            if type(self.scalar(key)) is not type(wanted) or self.scalar(key) != wanted:
                 raise ValueError(f"state: {key} is {self[key]!r}, not {wanted!r}")
 
     def __getitem__(self, key: str) -> Any:
@@ -73,22 +77,48 @@ class State:
         if not holds:
             raise ValueError(f"state: {key} is {self._state.get(key)!r}, it must be {what}")
 
+    def scalar(self, key: str) -> Any:
+        """Return what is there, out of its array where a format knows only arrays."""
+        value = self[key]
+        boxed = isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0
+        return value.item() if boxed else value
+
     def count(self, key: str) -> int:
         """Return an integer from 0 to 2^64 - 1."""
-        value = self[key]
+        value = self.scalar(key)
         valid = isinstance(value, int) and 0 <= value < 1 << 64
         self.require(valid, key, "an integer from 0 to 2^64 - 1")
         return int(value)
 
     def number(self, key: str) -> float:
         """Return a finite number that is not negative."""
-        value = self[key]
+        value = self.scalar(key)
         valid = isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
         self.require(valid, key, "a finite number from 0 on")
         return float(value)
 
+    def data(self, key: str) -> bytes | None:
+        """Return bytes, or None; they may be there as a list or as an array of uint8."""
+        value = found = self[key]
+        if isinstance(value, list):
+            with contextlib.suppress(TypeError, ValueError):
+                found = bytes(value)
+        elif hasattr(value, "__array__"):
+            array = as_array(value, key)
+            found = array.tobytes() if array.dtype == np.uint8 and array.ndim == 1 else value
+        valid = found is None or isinstance(found, bytes)
+        self.require(valid, key, "None or bytes")
+        return cast("bytes | None", found)
+
     def spec(self) -> Spec | None:
         """Return the spec, if there is one."""
-        data = self["spec"]
-        self.require(data is None or isinstance(data, bytes), "spec", "None or bytes")
+        data = self.data("spec")
         return None if data is None else Spec.read(Reader(data), max_tensors=len(data))
+
+
+def as_array(value: Any, what: str) -> npt.NDArray[Any]:
+    """Return a copy of an array that someone saved."""
+    try:
+        return np.asarray(value).copy()
+    except Exception as error:  # anything at all may call itself an array
+        raise ValueError(f"state: {what} is no array: {error}") from error
