@@ -192,7 +192,23 @@ class ErrorFeedback(Locked):
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state: numbers, strings, bytes and read-only NumPy arrays by tensor name.
 
-        `load_state_dict` of another `ErrorFeedback` with the same codec goes on from it, pending payload included.
+        `load_state_dict` of another `ErrorFeedback` with the same codec goes on from it, pending payload included. For
+        formats that know fewer types it takes tensors for arrays, lists or uint8 arrays for bytes, and 0-d arrays for
+        numbers and strings: ``torch.load(..., weights_only=True)`` reads a state whose arrays were made tensors.
+
+        Examples
+        --------
+        >>> import json, numpy as np, fedcodec as fc
+        >>> client = fc.ErrorFeedback("topk(0.5)")
+        >>> payload = client.encode(np.array([1, 3], np.float32))
+        >>> client.accept()
+        >>> plain = client.state_dict()
+        >>> plain["spec"] = list(plain["spec"])
+        >>> arrays = plain.pop("residual")  # for np.savez(file, **arrays)
+        >>> twin = fc.ErrorFeedback("topk(0.5)")
+        >>> twin.load_state_dict(json.loads(json.dumps(plain)) | {"residual": arrays})
+        >>> twin.residual
+        array([1., 0.], dtype=float32)
         """
 
         def shaped(floats: Floats | None) -> dict[str, Storage] | None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from .errors import shortened
 from .reader import Reader
 from .spec import Spec
 
@@ -75,7 +76,8 @@ class State:
     def require(self, holds: bool, key: str, what: str) -> None:
         """Raise `ValueError` that says what `key` must be, unless it holds."""
         if not holds:
-            raise ValueError(f"state: {key} is {self._state.get(key)!r}, it must be {what}")
+            found = shortened(repr(self._state.get(key)))
+            raise ValueError(f"state: {key} is {found}, it must be {what}")
 
     def scalar(self, key: str) -> Any:
         """Return what is there, out of its array where a format knows only arrays."""
