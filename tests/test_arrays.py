@@ -313,6 +313,25 @@ def test_arguments_of_another_type_are_named(name, value):
         fc.decode(RAW.encode(np.ones(1)), **{name: value})
 
 
+def test_the_framework_is_checked_before_the_payload(monkeypatch):
+    server = fc.Aggregator(like=np.ones(1, np.float32))
+    server.add(RAW.encode(np.ones(1, np.float32)))
+    monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
+    for framework, error in (("fortran", ValueError), ("jax", fc.BackendError)):
+        with pytest.raises(error, match=framework):
+            fc.decode(b"no payload", framework=framework)
+        with pytest.raises(error, match=framework):
+            server.mean(framework)
+
+
+@pytest.mark.parametrize(("bits", "n"), [(b"\x01", 1000), (b"\x01", 0), (b"", 1), (b"\0\0", 8)])
+def test_a_mask_whose_bits_do_not_fit_its_size_is_refused_when_added(bits, n):
+    shared = fc.Shared()
+    with pytest.raises(ValueError, match=f"not those of {n} positions"):
+        shared.add_mask(fc.MaskBits(bits, n))
+    assert len(shared) == 0
+
+
 @pytest.mark.parametrize("name", ["max_bytes", "max_tensors"])
 def test_limits_are_integers_and_not_negative(name):
     with pytest.raises(TypeError, match=name):

@@ -192,8 +192,11 @@ class Aggregator(Locked):
         Raises
         ------
         ValueError
-            If nothing of positive weight was added.
+            If nothing of positive weight was added, or the framework is unknown.
+        BackendError
+            If the framework cannot be imported.
         """
+        arrays.require_framework(framework or self._framework)
         if self._spec is None or self.weight == 0:
             raise ValueError("nothing of positive weight was added")
         means = []

@@ -6,6 +6,7 @@ where a decoded update goes.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -166,15 +167,9 @@ def build(spec: Spec, arrays: Sequence[Storage], framework: str) -> Any:
 
     Raises
     ------
-    ValueError
-        If the framework is none of "numpy", "torch" and "jax".
     TypeError
-        If it has no such dtype: 64-bit ones in JAX without ``jax_enable_x64``.
-    ImportError
-        If it is not installed.
+        If the framework has no such dtype: 64-bit ones in JAX without ``jax_enable_x64``.
     """
-    if framework not in FRAMEWORKS:
-        raise ValueError(f"unknown framework {framework!r}: one of {FRAMEWORKS}")
     untied = {"numpy": _numpy_arrays, "torch": _torch_tensors, "jax": _jax_arrays}[framework](
         spec, arrays
     )
@@ -185,6 +180,24 @@ def build(spec: Spec, arrays: Sequence[Storage], framework: str) -> Any:
     for tensor in spec.tensors:
         values.append(next(following) if tensor.tied_to is None else values[tensor.tied_to])
     return pack(spec, values)
+
+
+def require_framework(framework: str) -> None:
+    """Refuse a framework that is unknown or not installed, before the work is done.
+
+    Raises
+    ------
+    ValueError
+        If it is none of "numpy", "torch" and "jax".
+    BackendError
+        If it cannot be imported.
+    """
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"unknown framework {framework!r}: one of {FRAMEWORKS}")
+    try:
+        importlib.import_module(framework)
+    except ImportError as error:
+        raise BackendError(f"framework {framework!r} cannot be imported: {error}") from error
 
 
 def pack(spec: Spec, values: list[Any]) -> Any:

@@ -278,7 +278,7 @@ def decode(
     DecodeError
         If the bytes are not a valid payload; `SpecMismatch`, a kind of it, if they do not match `like` or `out`.
     BackendError
-        If the device is not there.
+        If the device is not there, or the framework cannot be imported.
     TypeError, ValueError
         If an argument is not as above.
 
@@ -293,6 +293,8 @@ def decode(
         raise BackendError(f"device {device!r}: the CUDA module is not built")
     require("limits", limits, Limits)
     require("shared", shared, Shared)
+    if framework is not None:
+        arrays.require_framework(framework)
     target = None if out is None else arrays.writable(out, _bytes(payload))
     expected, source = None, "numpy"
     if like is not None:

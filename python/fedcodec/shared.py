@@ -101,6 +101,8 @@ class Shared:
     def add_mask(self, mask: Any) -> bytes:
         """Keep a mask (an update of bools, or `MaskBits`) and return its digest."""
         bits = mask if isinstance(mask, MaskBits) else MaskBits.of(mask)
+        if len(bits.bits) != (bits.n + 7) // 8:
+            raise ValueError(f"mask: {len(bits.bits)} bytes are not those of {bits.n} positions")
         return self._add(bits.digest, "mask", bits, len(bits.bits))
 
     def add_base(self, model: Any) -> bytes:
