@@ -120,7 +120,7 @@ def test_other_spellings(text, meant):
             "character 6 (topk(2))",
             "density is 2, it must be above 0 and at most 1",
         ),
-        ("topk", "character 0 (topk)", "missing 1 required positional argument: 'density'"),
+        ("topk", "character 0 (topk)", "topk needs density"),
         (
             "int8(axes=1)",
             "character 0 (int8(axes=1))",
@@ -217,11 +217,27 @@ def test_a_stage_that_needs_another_says_so_when_it_is_used():
         (lambda: 5 | fc.Raw(), "unsupported operand"),
         (lambda: fc.Mask(np.array([True, False])), r"digest is a ndarray: use Mask.of\(mask\)"),
         (lambda: fc.from_config({"stage": "topk", "densty": 0.1}), "did you mean density"),
+        (lambda: fc.from_config({"stage": "topk"}), "^topk needs density$"),
+        (lambda: fc.from_config({"stage": "residual"}), "^residual needs first$"),
     ],
 )
 def test_a_mistake_is_answered_with_what_is_meant(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int8(stochastic=true)", "did you mean True"),
+        ("int8(stochastic=FALSE)", "did you mean False"),
+        ("int8(axis=none)", "did you mean None"),
+        ("topk", "topk needs density"),
+    ],
+)
+def test_a_mistake_in_a_text_is_answered_with_what_is_meant(text, message):
+    with pytest.raises(ValueError, match=message):
+        fc.parse(text)
 
 
 def test_rules_are_the_whole_of_a_codec():
@@ -253,12 +269,20 @@ def test_text_is_text(value):
         ({"stage": "topk", "density": 2}, ValueError),
         ({"stage": "topk", "density": "0.1"}, TypeError),
         ({"stage": "topk", "density": 0.1, "more": 1}, TypeError),
+        (None, TypeError),
+        ("raw", TypeError),
+        ({"pipeline": 3}, TypeError),
+        ({"pipeline": [3]}, TypeError),
+        ({"rules": 3, "default": {"stage": "raw"}}, TypeError),
+        ({"rules": []}, ValueError),
+        ({"rules": [3], "default": {"stage": "raw"}}, ValueError),
+        ({"rules": [["*"]], "default": {"stage": "raw"}}, ValueError),
         ({"pipeline": []}, ValueError),
         ({"pipeline": [{"stage": "int8"}, {"stage": "raw"}]}, ValueError),
     ],
 )
 def test_bad_configs(config, error):
-    with pytest.raises(error):
+    with pytest.raises(error, match=r"config|topk|density|stage"):
         fc.from_config(config)
 
 

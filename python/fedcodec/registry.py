@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from .codec import Codec, Kind, Lossless, Pipeline, Quantizer, Stage, stages_of
@@ -147,6 +147,11 @@ def build(name: str, *positional: Any, **named: Any) -> Stage:
             if key not in known:
                 message = f"{name} has no parameter {shortened(repr(key))}{_meant(key, known)}"
                 raise TypeError(message) from None
+        fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+        for field in fields[len(positional) :]:
+            factory = field.default_factory is not dataclasses.MISSING
+            if field.default is dataclasses.MISSING and not factory and field.name not in named:
+                raise TypeError(f"{name} needs {field.name}") from None
         raise TypeError(str(error).removeprefix(f"{cls.__name__}.__init__() ")) from None
 
 
@@ -173,7 +178,7 @@ def from_config(config: dict[str, Any]) -> Codec:
     ValueError
         If a stage is unknown or its parameters make no sense.
     TypeError
-        If a stage has no such parameter.
+        If a stage has no such parameter, or something is not of its type.
 
     Examples
     --------
@@ -181,8 +186,25 @@ def from_config(config: dict[str, Any]) -> Codec:
     >>> fc.from_config((fc.TopK(0.01) | fc.Int8()).config())
     TopK(0.01) | Int8()
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config is a {type(config).__name__}, it must be a dict")
+    for key in ("rules", "pipeline"):
+        if not isinstance(config.get(key, []), (list, tuple)):
+            raise TypeError(f"config: {key} is {shortened(repr(config[key]))}, it must be a list")
     if "rules" in config:
-        pairs = [(pattern, from_config(inner)) for pattern, inner in config["rules"]]
+        if "default" not in config:
+            raise ValueError("config: rules need the key 'default'")
+        pairs = []
+        for rule in config["rules"]:
+            if (
+                not isinstance(rule, (list, tuple))
+                or len(rule) != 2
+                or not isinstance(rule[0], str)
+            ):
+                raise ValueError(
+                    f"config: the rule {shortened(repr(rule))} is no [pattern, config]"
+                )
+            pairs.append((rule[0], from_config(rule[1])))
         return from_config(config["default"]).for_names(dict(pairs))
     if "pipeline" in config:
         stages: list[Stage] = []

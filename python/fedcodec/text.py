@@ -146,6 +146,8 @@ class _Parser:
 
     def word(self) -> Any:
         word = self._token
+        if word not in _CONSTANTS and word.capitalize() in _CONSTANTS:
+            raise self.error(f"did you mean {word.capitalize()}?")
         self._advance()
         return _CONSTANTS.get(word, word)
 
