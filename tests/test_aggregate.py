@@ -591,6 +591,15 @@ def test_a_mismatched_spec_is_refused(change, framing):
     refused(fc.Aggregator(values), payload, fc.SpecMismatch, None)
 
 
+def test_a_mismatch_of_order_or_structure_says_so():
+    one, two = np.ones(1, np.float32), np.ones(2, np.float32)
+    payload = fc.Raw().encode({"b": one, "w": two})
+    with pytest.raises(fc.SpecMismatch, match="same names in another order: 'b' where 'w' was exp"):
+        fc.decode(payload, like={"w": two, "b": one})
+    with pytest.raises(fc.SpecMismatch, match="is a dict, expected an array"):
+        fc.decode(payload, like=one)
+
+
 def test_another_base_is_refused():
     shared = fc.Shared()
     one, two = shared.add_base(update(1)), shared.add_base(update(2))

@@ -630,3 +630,16 @@ def test_input_and_output_must_differ(invoke, tmp_path):
     for command in (("compress", path, path, "--codec", "topk(0.1)"), ("decompress", path, path)):
         assert "is the input too" in invoke(*command, code=2)
     assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_payload_is_called_so(invoke, tmp_path):
+    (tmp_path / "short").write_bytes(b"hi")
+    for command in (["inspect"], ["decompress", tmp_path / "out.npz"]):
+        output = invoke(command[0], tmp_path / "short", *command[1:], code=1)
+        assert "not a fedcodec payload" in output
+
+
+def test_compress_names_the_file_of_a_nan(invoke, tmp_path):
+    np.savez(tmp_path / "bad.npz", w=np.array([np.nan], np.float32))
+    output = invoke("compress", tmp_path / "bad.npz", tmp_path / "out", "--codec", "raw", code=1)
+    assert "bad.npz: tensor 'w'" in output

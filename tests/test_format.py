@@ -495,8 +495,8 @@ REFUSED = {
 
 # Why each is refused, in the oracle's words: or a case could fail for a reason that is not its own.
 REASONS = {
-    'nothing': 'a payload of 0 bytes is too short (at byte 0)',
-    'too short': '2 bytes expected, 0 left (at byte 0)',
+    'nothing': "not a fedcodec payload: it does not begin with 'FC' (at byte 0)",
+    'too short': "not a fedcodec payload: it does not begin with 'FC' (at byte 0)",
     'magic': "not a fedcodec payload: it does not begin with 'FC' (at byte 0)",
     'version 1': 'version 1 of the format, this library reads 0 (at byte 2)',
     'an unknown flag': 'unknown flags 0x10 (at byte 3)',
@@ -986,7 +986,10 @@ def test_like_must_match_in_both_framings():
         (update | {"more": np.zeros(1)}, "the update lacks 'more'"),
         (update | dict.fromkeys("defgh", update["b"]), "lacks 'd', 'e', 'f' and 2 more"),
         (update | {"x" * 1000: update["b"]}, r"lacks 'x{59} \.\.\. x{14}'$"),
-        ({"b": update["b"], "w": update["w"]}, "tensor 'w': name is 'w', expected 'b'"),
+        (
+            {"b": update["b"], "w": update["w"]},
+            "same names in another order: 'w' where 'b' was expected",
+        ),
     ]
     for other, message in others:
         with pytest.raises(fc.SpecMismatch, match=message):
@@ -1058,3 +1061,12 @@ def test_the_terms_of_a_residual_count_against_the_limit():
     with pytest.raises(fc.DecodeError, match=f"takes {limit} bytes, the limit is {limit - 1}"):
         fc.decode(payload, limits=fc.Limits(max_bytes=limit - 1))
     assert fc.decode(payload, like=np.ones(1000, np.float16), limits=fc.Limits(1)).size == 1000
+
+
+@pytest.mark.parametrize(
+    "what", [b"", b"F", b"PK", b"hello", b"\x93NUMPY and much more", b"fc\0\0" * 9]
+)
+def test_what_is_no_payload_is_called_so_before_anything_else(what):
+    for read in (fc.decode, fc.inspect, fc.Aggregator().add):
+        with pytest.raises(fc.DecodeError, match="not a fedcodec payload"):
+            read(what)

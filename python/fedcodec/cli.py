@@ -315,7 +315,7 @@ def compress(source: Path, target: Path, codec: str) -> None:
     update = read_update(source)
     try:
         payload = fc.parse(codec).encode(update)
-    except TypeError as error:  # a dtype that has no place in a payload
+    except (TypeError, fc.NonFiniteError) as error:  # what has no place in a payload
         raise ValueError(f"{source}: {error}") from error
     except UnicodeEncodeError as error:
         raise ValueError(f"{source}: {error.object!r} is not Unicode text") from error

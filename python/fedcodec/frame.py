@@ -68,9 +68,8 @@ def header(spec: Spec, table: RuleTable, framing: Framing, base: bytes | None) -
 
 def open_frame(payload: memoryview, *, max_tensors: int, like: Spec | None = None) -> Frame:
     """Read the frame; the checksum is `verify`'s matter. A spec that is `like` is not read again."""
-    reader = Reader(payload, 0, max(0, len(payload) - CHECKSUM_BYTES))
-    if bytes(reader.take(len(MAGIC))) != MAGIC:
-        raise DecodeError("not a fedcodec payload: it does not begin with 'FC'", 0)
+    require_magic(payload)
+    reader = Reader(payload, len(MAGIC), max(len(MAGIC), len(payload) - CHECKSUM_BYTES))
     version, flags = reader.byte(), reader.byte()
     if version != VERSION:
         raise DecodeError(f"version {version} of the format, this library reads {VERSION}", 2)
@@ -99,6 +98,12 @@ def open_frame(payload: memoryview, *, max_tensors: int, like: Spec | None = Non
     )
 
 
+def require_magic(payload: memoryview) -> None:
+    """Raise unless it begins as payloads do, however short it is."""
+    if payload[: len(MAGIC)] != MAGIC:
+        raise DecodeError("not a fedcodec payload: it does not begin with 'FC'", 0)
+
+
 # Of what strangers sent too, so few and small: reading one takes longer than the values of a small update.
 _specs: dict[bytes, Spec] = {}
 _MOST_SPECS = 8
@@ -123,7 +128,8 @@ def _read_spec(reader: Reader, like: Spec | None, max_tensors: int) -> Spec:
 
 
 def verify(payload: memoryview) -> None:
-    """Raise unless the checksum is right."""
+    """Raise unless it is a payload whose checksum is right."""
+    require_magic(payload)
     stop = len(payload) - CHECKSUM_BYTES
     if stop < 0:
         raise DecodeError(f"a payload of {len(payload)} bytes is too short", 0)

@@ -14,6 +14,7 @@ from .errors import DecodeError, SpecMismatch, shortened
 from .reader import Reader, varint
 
 _STRUCTURES: tuple[Literal["array", "list", "dict"], ...] = ("array", "list", "dict")
+_ARTICLE = {"array": "an array", "list": "a list", "dict": "a dict"}
 _TIED = 0x7F
 MAX_DIMENSIONS = 32  # NumPy's own limit before version 2
 
@@ -182,13 +183,18 @@ class Spec:
 
     def _differences(self, expected: Spec) -> Iterator[str]:
         if self.structure != expected.structure:
-            yield f"the update is a {self.structure}, expected a {expected.structure}"
+            found, wanted = _ARTICLE[self.structure], _ARTICLE[expected.structure]
+            yield f"the update is {found}, expected {wanted}"
         if self.structure == "dict":
             missing, extra = expected._names_beside(self), self._names_beside(expected)
             if missing or extra:
                 parts = [f"lacks {_listed(missing)}"] * bool(missing)
                 parts += [f"has {_listed(extra)}, which is not expected"] * bool(extra)
                 yield f"the update {' and '.join(parts)}"
+            for found, wanted in zip(self.names, expected.names, strict=False):
+                if found != wanted:
+                    what = f"{_brief(found)} where {_brief(wanted)} was expected"
+                    yield f"the same names in another order: {what}"
         for ours, theirs in zip(self.tensors, expected.tensors, strict=False):
             for field in ("name", "dtype", "shape", "tied_to"):
                 found, wanted = getattr(ours, field), getattr(theirs, field)
