@@ -643,3 +643,16 @@ def test_compress_names_the_file_of_a_nan(invoke, tmp_path):
     np.savez(tmp_path / "bad.npz", w=np.array([np.nan], np.float32))
     output = invoke("compress", tmp_path / "bad.npz", tmp_path / "out", "--codec", "raw", code=1)
     assert "bad.npz: tensor 'w'" in output
+
+
+@pytest.mark.parametrize("option", ["--codec", "--downlink", "--downlink-delta"])
+def test_a_mask_is_refused_before_the_simulation_starts(invoke, tmp_path, option):
+    text = 'mask("0123456789abcdef") | int8'
+    options = ["--codec", "raw"] if option != "--codec" else []
+    output = invoke(
+        *("simulate", "--rounds", 1, "--clients", 2, "--clients-per-round", 2, "--jobs", 1),
+        *("--average-last", 1, "--output", tmp_path / "out", *options, option, text),
+        code=1,
+    )
+    assert "names a mask by its digest alone" in output
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -40,7 +41,12 @@ def check_study(settings: Settings, codecs: Sequence[str], seeds: Sequence[int])
     """
     if not codecs or not seeds:
         raise ValueError("a study needs a codec and a seed at least")
-    texts = [str(fc.parse(codec)) for codec in codecs]
+    parsed = [fc.parse(codec) for codec in codecs]
+    for codec in (*parsed, fc.parse(settings.downlink), fc.parse(settings.downlink_delta or "raw")):
+        for stage in itertools.chain.from_iterable(line.stages for line in codec.pipelines()):
+            if isinstance(stage, fc.Mask):
+                raise ValueError(f"{stage} names a mask by its digest alone: a study has none")
+    texts = [str(codec) for codec in parsed]
     for kind, values in (("codec", texts), ("seed", seeds)):
         for value, count in Counter(values).items():
             if count > 1:
