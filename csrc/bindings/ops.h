@@ -522,7 +522,7 @@ inline void bind_ops(py::module_& parent) {
       py::arg("parts"), py::arg("threshold"), py::arg("ties") = 0);
   m.def("random_positions", random_positions, py::arg("n"), py::arg("k"), py::arg("seed"));
 
-  const auto out = py::arg("out").noconvert() = py::none();
+  const auto into = py::arg("out").noconvert() = py::none();
   m.def(
       "pack_mask",
       [](const Array<bool>& mask, const Out<uint8_t>& out) {
@@ -531,7 +531,7 @@ inline void bind_ops(py::module_& parent) {
                               k.pack_mask(bytes_of(x), n, bits);
                             });
       },
-      py::arg("mask").noconvert(), out);
+      py::arg("mask").noconvert(), into);
   m.def(
       "unpack_mask",
       [](const Array<uint8_t>& bits, size_t n, const Out<bool>& out) {
@@ -539,7 +539,7 @@ inline void bind_ops(py::module_& parent) {
           k.unpack_mask(x, n, bytes_of(mask));
         });
       },
-      py::arg("bits").noconvert(), py::arg("n"), out);
+      py::arg("bits").noconvert(), py::arg("n"), into);
 
   m.def("quantize", quantize, py::arg("values").noconvert(), py::arg("bits"), py::arg("inner"),
         py::arg("channels"), py::arg("draw") = py::none(),
@@ -556,7 +556,7 @@ inline void bind_ops(py::module_& parent) {
                           });
       },
       py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("bits"),
-      py::arg("inner"), py::arg("channels"), out);
+      py::arg("inner"), py::arg("channels"), into);
   m.def(
       "pack_codes",
       [](const Array<int8_t>& codes, unsigned bits, const Out<uint8_t>& out) {
@@ -565,7 +565,7 @@ inline void bind_ops(py::module_& parent) {
                               k.pack_codes(q, n, bits, packed);
                             });
       },
-      py::arg("codes").noconvert(), py::arg("bits"), out);
+      py::arg("codes").noconvert(), py::arg("bits"), into);
   m.def(
       "unpack_codes",
       [](const Array<uint8_t>& packed, unsigned bits, size_t n, const Out<int8_t>& out) {
@@ -574,7 +574,7 @@ inline void bind_ops(py::module_& parent) {
                              k.unpack_codes(x, n, bits, codes);
                            });
       },
-      py::arg("packed").noconvert(), py::arg("bits"), py::arg("n"), out);
+      py::arg("packed").noconvert(), py::arg("bits"), py::arg("n"), into);
 
   m.def("mean_magnitude", mean_magnitude_of, py::arg("values").noconvert());
   m.def(
@@ -587,7 +587,7 @@ inline void bind_ops(py::module_& parent) {
                               });
                             });
       },
-      py::arg("values").noconvert(), out);
+      py::arg("values").noconvert(), into);
   m.def(
       "unpack_signs",
       [](const Array<uint8_t>& bits, double magnitude, size_t n, const Out<float>& out) {
@@ -596,7 +596,7 @@ inline void bind_ops(py::module_& parent) {
                             k.unpack_signs(x, n, narrowed<float>(k, magnitude), values);
                           });
       },
-      py::arg("bits").noconvert(), py::arg("magnitude"), py::arg("n"), out);
+      py::arg("bits").noconvert(), py::arg("magnitude"), py::arg("n"), into);
   m.def(
       "widen",
       [](const Array<uint16_t>& bits, const std::string& dtype, const Out<float>& out) {
@@ -606,7 +606,7 @@ inline void bind_ops(py::module_& parent) {
                             bfloat16 ? k.bf16_to_f32(x, n, values) : k.f16_to_f32(x, n, values);
                           });
       },
-      py::arg("bits").noconvert(), py::arg("dtype"), out);
+      py::arg("bits").noconvert(), py::arg("dtype"), into);
 
   m.def(
       "philox",
@@ -618,7 +618,7 @@ inline void bind_ops(py::module_& parent) {
             [&](const Kernels& k) { k.random_words({codec_seed, call_seed, first}, n, words); });
         return result;
       },
-      py::arg("codec_seed"), py::arg("call_seed"), py::arg("first"), py::arg("n"), out);
+      py::arg("codec_seed"), py::arg("call_seed"), py::arg("first"), py::arg("n"), into);
   m.def(
       "draw_seed",
       [](uint64_t codec_seed, uint64_t call_seed, uint32_t group) {
