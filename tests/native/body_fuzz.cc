@@ -67,7 +67,8 @@ class Case {
                                  Dtype::kUint8,    Dtype::kBool};
     constexpr uint64_t kSizes[] = {0, 1, 3, 8, 65, 300, 1000, 66000};
     const Dtype dtype = kDtypes[choices_.below(std::size(kDtypes))];
-    std::vector<uint64_t> shape = {kSizes[choices_.below(std::size(kSizes))]};
+    std::vector<uint64_t>& shape = shapes_.emplace_back();
+    shape.push_back(kSizes[choices_.below(std::size(kSizes))]);
     if (choices_.below(2) == 1) shape.push_back(1 + choices_.below(5));
     const uint64_t n = shape[0] * (shape.size() == 2 ? shape[1] : 1);
     tensors_.push_back({dtype, shape, n, nullptr, dtype});
@@ -133,6 +134,7 @@ class Case {
   std::vector<Tensor> tensors_;
   std::vector<Segment> segments_;
   std::vector<std::vector<uint8_t>> masks_;
+  std::vector<std::vector<uint64_t>> shapes_;
 };
 
 void require(bool holds, const char* what) {
