@@ -32,8 +32,8 @@ _LEAST = {"float32": 2.0**-126, "float64": 2.0**-1022}
 class Aggregator(Locked):
     """A streaming weighted mean of payloads of one spec, whatever their codecs and framings.
 
-    Payloads are added as they arrive and never expanded beside the sum; one with 1 % of the values costs 1 % of the
-    work. Zeros of sparse payloads count as zeros. The sum is the same, to the bit, for the same order of adds.
+    Payloads are added as they arrive and never expanded beside the sum, but for residuals; the work grows with the
+    values that a payload carries, not with the model. Zeros of sparse payloads count as zeros. The sum is the same, to the bit, for the same order of adds.
 
     Threads may share one; they take turns. A process that is forked while another thread is inside must not use its
     copy: that turn never ends there.
