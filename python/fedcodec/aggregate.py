@@ -33,7 +33,8 @@ class Aggregator(Locked):
     """A streaming weighted mean of payloads of one spec, whatever their codecs and framings.
 
     Payloads are added as they arrive and never expanded beside the sum, but for residuals; the work grows with the
-    values that a payload carries, not with the model. Zeros of sparse payloads count as zeros. The sum is the same, to the bit, for the same order of adds.
+    values that a payload carries, not with the model.
+    Zeros of sparse payloads count as zeros. The sum is the same, to the bit, for the same order of adds.
 
     Threads may share one; they take turns. A process that is forked while another thread is inside must not use its
     copy: that turn never ends there.
