@@ -1,5 +1,6 @@
 """`fedcodec bench`: what it measures is right, in turn, and reported as it was; how fast is nobody's business here."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def test_a_wrong_result_is_no_benchmark():
     values = np.ones(3, np.float32)
     right = Case(values, lambda: (values, b"", 1.0))
     measure.check(right)
-    wrong = Case(values, lambda: [values, {"by": np.array(ops.active())}])
+    calls = itertools.count()
+    wrong = Case(values, lambda: [values, {"call": np.array(next(calls))}])
     with pytest.raises(AssertionError, match="than the reference"):
         measure.check(wrong)
 
@@ -180,7 +182,7 @@ def test_peak_memory_sees_what_native_code_allocates():
         pytest.skip("read from /proc")
     extra, payload = memory.peak_extra("raw", 4_000_000)
     assert payload > 16_000_000
-    assert payload - 2**20 < extra < 2 * payload
+    assert payload - 2**20 < extra < 3 * payload
 
 
 # --- reports --------------------------------------------------------------------------------------
