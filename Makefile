@@ -29,6 +29,7 @@ test-all: lint tidy test-native test-neon test-asan test-slow test-isa
 test-native: build
 	$(WORKFLOW) native
 	$(WORKFLOW) native-asan
+	$(WORKFLOW) native-tsan
 
 test-neon: build
 ifeq ($(shell command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64),)

@@ -78,7 +78,7 @@ void decode_body(const Plan& plan, const uint8_t* payload, size_t start, size_t 
   Decoder decoder(plan);
   std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
   for (ParsedSegment& segment : body) decoder.prepare(segment.coded);
-  DecodeSink sink(plan.kernels, plan.tensors, decoder.scratch());
+  DecodeSink sink(plan.kernels, plan.tensors);
   for (const ParsedSegment& segment : body) {
     decoder.write(segment.coded, sink);
     for (size_t i = 0; i < segment.exact.size(); ++i) {
@@ -102,7 +102,7 @@ Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
   if (!std::isfinite(bounds.f32)) throw Malformed{"the sum could leave float32's range", start};
   if (!std::isfinite(bounds.f64)) throw Malformed{"the sum could leave float64's range", start};
   if (dry) return bounds;
-  AccumulateSink sink(plan.kernels, plan.tensors, weight, decoder.scratch());
+  AccumulateSink sink(plan.kernels, plan.tensors, weight);
   for (const ParsedSegment& segment : body) {
     decoder.write(segment.coded, sink);
     for (size_t i = 0; i < segment.exact.size(); ++i) {
@@ -116,12 +116,13 @@ Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
 
 std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,
                                  uint64_t n) {
-  TilePacker packer(kernels, n, positions.size());
+  const unsigned t = tile_bits(n, positions.size());
+  TilePacker packer(kernels, t, n);
   std::vector<uint32_t> tile;
   size_t next = 0;
   int64_t last = -1;
-  for (uint64_t start = 0; start < n; start += packer.tile_length()) {
-    const uint64_t length = std::min(packer.tile_length(), n - start);
+  for (uint64_t start = 0; start < n; start += uint64_t{1} << t) {
+    const uint64_t length = std::min(uint64_t{1} << t, n - start);
     tile.clear();
     for (; next < positions.size() && positions[next] < static_cast<int64_t>(start + length);
          ++next) {
@@ -133,7 +134,10 @@ std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t
   }
   if (next != positions.size())
     throw std::invalid_argument("positions must increase strictly from 0 to below n");
-  return packer.bytes();
+  std::vector<uint8_t> bytes(packer.size());
+  Writer out(bytes);
+  TilePacker::write({&packer, 1}, out);
+  return bytes;
 }
 
 uint64_t check_sparse(const Kernels& kernels, Reader& reader, uint64_t n) {
@@ -144,7 +148,7 @@ void unpack_sparse(const Kernels& kernels, Reader reader, uint64_t n, int64_t* p
   const IndexSet set = read_tiles(kernels, reader, n);
   Positions all(kernels);
   all.reserve(set);
-  all.for_each(set, [&](uint64_t base, const uint32_t* from, size_t count) {
+  all.for_each(set, 0, n, [&](uint64_t base, const uint32_t* from, size_t count) {
     for (size_t i = 0; i < count; ++i) *positions++ = static_cast<int64_t>(base + from[i]);
   });
 }

@@ -5,12 +5,15 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "fedcodec/arith.h"
 #include "fedcodec/memory.h"
+#include "fedcodec/threads.h"
 
 namespace fedcodec {
 namespace {
@@ -28,6 +31,22 @@ uint64_t size_of(Parts<Float> parts) {
   return n;
 }
 
+template <class Float>
+void count_digits(const Kernels& kernels, Parts<Float> parts, KeyOf<Float> prefix, unsigned shift,
+                  uint64_t* bins) {
+  std::mutex adding;
+  for (const auto& part : parts) {
+    for_ranges(part.size(), 1, [&](uint64_t begin, uint64_t end) {
+      const size_t n = end - begin;
+      if (n == part.size()) return count_digits(kernels, part.data(), n, prefix, shift, bins);
+      uint64_t own[kDigits] = {};
+      count_digits(kernels, part.data() + begin, n, prefix, shift, own);
+      const std::lock_guard lock(adding);
+      for (size_t digit = 0; digit < kDigits; ++digit) bins[digit] += own[digit];
+    });
+  }
+}
+
 // Radix select: each pass fixes the next digit of the k-th largest key.
 template <class Float>
 Cut<KeyOf<Float>> threshold_of(const Kernels& kernels, Parts<Float> parts, uint64_t k) {
@@ -38,8 +57,7 @@ Cut<KeyOf<Float>> threshold_of(const Kernels& kernels, Parts<Float> parts, uint6
   while (known != 0) {
     const unsigned shift = known > kDigitBits ? known - kDigitBits : 0;
     uint64_t bins[kDigits] = {};
-    for (const auto& part : parts)
-      count_digits(kernels, part.data(), part.size(), key >> (shift + kDigitBits), shift, bins);
+    count_digits(kernels, parts, key >> (shift + kDigitBits), shift, bins);
     // The last digit may overlap the one before: below that one's value nothing of this prefix is
     // wanted.
     const uint64_t top =
@@ -53,19 +71,15 @@ Cut<KeyOf<Float>> threshold_of(const Kernels& kernels, Parts<Float> parts, uint6
   return {key, k};
 }
 
+// The k-th largest magnitude, a fraction of the way to the one above it.
 template <class Float>
-Float percentile_of(const Kernels& kernels, Parts<Float> parts, double percentile,
-                    Interpolation interpolation) {
-  const uint64_t n = size_of(parts);
-  if (n == 0) return 0;
-  const double virtual_rank = static_cast<double>(n - 1) * percentile / 100.0;
-  const uint64_t rank = std::min(static_cast<uint64_t>(virtual_rank), n - 1);
-  const double fraction = virtual_rank - std::floor(virtual_rank);
-  const Cut<KeyOf<Float>> cut = threshold_of(kernels, parts, n - rank);
+Float interpolated(const Kernels& kernels, Parts<Float> parts, uint64_t k, double fraction,
+                   Interpolation interpolation) {
+  const Cut<KeyOf<Float>> cut = threshold_of(kernels, parts, k);
   const double a = static_cast<double>(magnitude_of(cut.key));
-  if (interpolation == Interpolation::kLower || rank == n - 1 || !(fraction > 0))
+  if (interpolation == Interpolation::kLower || k == 1 || !(fraction > 0))
     return static_cast<Float>(a);
-  const KeyOf<Float> next = cut.ties > 1 ? cut.key : threshold_of(kernels, parts, n - rank - 1).key;
+  const KeyOf<Float> next = cut.ties > 1 ? cut.key : threshold_of(kernels, parts, k - 1).key;
   const double b = static_cast<double>(magnitude_of(next));
   if (interpolation == Interpolation::kHigher) return static_cast<Float>(b);
   const double value = a + (b - a) * fraction;
@@ -81,10 +95,11 @@ constexpr uint64_t kRuns = 4096;
 constexpr uint64_t kFewToSample = 1 << 15;
 constexpr size_t kStretch = 1 << 14;  // elements between two looks at the room left
 constexpr uint64_t kSlack = 1 << 16;
+constexpr uint64_t kManyTies = 1 << 6;  // of a sample
 
 // Some thousand runs all over the flat space, at uneven distances: rows of a matrix have even ones.
 template <class Float>
-std::vector<Float> sample_of(Parts<Float> parts, uint64_t n, const Ready& ready) {
+std::vector<Float> sample_of(Parts<Float> parts, uint64_t n, Maker<Float>* maker) {
   std::vector<Float> sample;
   const uint64_t runs = std::min(kRuns, n / (kRun * kRun));
   const uint64_t step = n / runs;
@@ -97,92 +112,195 @@ std::vector<Float> sample_of(Parts<Float> parts, uint64_t n, const Ready& ready)
     while (position - before >= part->size()) before += (part++)->size();
     const size_t at = position - before;
     const size_t count = std::min(kRun, part->size() - at);
-    if (ready) ready(static_cast<size_t>(part - parts.begin()), at, count);
+    if (maker != nullptr) maker->make(static_cast<size_t>(part - parts.begin()), at, count);
     sample.insert(sample.end(), part->data() + at, part->data() + at + count);
   }
   return sample;
 }
 
-// Most likely a little below the k-th largest key; any bound gives the right result.
+// Most likely a little below the k-th largest key, and how many of the sample equal it; any bound
+// gives the right result.
 template <class Float>
-KeyOf<Float> likely_bound(const Kernels& kernels, Parts<Float> parts, uint64_t n, uint64_t k,
-                          const Ready& ready) {
-  const std::vector<Float> sample = sample_of(parts, n, ready);
+Cut<KeyOf<Float>> likely_bound(const Kernels& kernels, Parts<Float> parts, uint64_t n, uint64_t k,
+                               Maker<Float>* maker) {
+  const std::vector<Float> sample = sample_of(parts, n, maker);
   const double share = static_cast<double>(k) / static_cast<double>(n);
   const double expected = share * static_cast<double>(sample.size());
   const double rank = expected + 4 * std::sqrt(expected) + 4;
-  if (rank > static_cast<double>(sample.size())) return 0;
+  if (rank > static_cast<double>(sample.size())) return {0, 0};
   const std::span<const Float> all = sample;
-  return threshold_of<Float>(kernels, {&all, 1}, static_cast<uint64_t>(rank)).key;
+  return threshold_of<Float>(kernels, {&all, 1}, static_cast<uint64_t>(rank));
 }
 
+// What is kept of a range, in order of position: what may be among the k largest of it.
 template <class Float>
-class Collector {
+class Candidates {
  public:
-  Collector(const Kernels& kernels, Parts<Float> parts, uint64_t k)
-      : kernels_(kernels),
-        parts_(parts),
-        k_(k),
-        room_(std::min(size_of(parts), k + k / 4 + kSlack) + kStretch),
-        kept_{buffer<uint32_t>(room_), buffer<Float>(room_)} {}
+  Candidates(const Kernels& kernels, uint64_t k) : kernels_(kernels), k_(k) {}
 
-  // Keeps what may be among the k largest of those that the cut keeps; false if they are fewer.
-  bool collect(Cut<KeyOf<Float>> cut, const Ready& ready) {
-    size_t m = 0;
-    uint32_t first = 0;
-    for (size_t p = 0; p < parts_.size(); ++p) {
-      const auto& part = parts_[p];
-      for (size_t at = 0; at < part.size(); at += kStretch) {
-        const size_t n = std::min(kStretch, part.size() - at);
-        if (room_ - m < n) {
-          // Those to come lie behind these: of what equals the least of these, none is wanted.
-          cut = {this->cut(m), 0};
-          m = k_;
-        }
-        if (ready) ready(p, at, n);
-        m += compact(kernels_, part.data() + at, n, cut.key, cut.ties, first,
-                     kept_.positions.get() + m, kept_.values.get() + m);
-        first += static_cast<uint32_t>(n);
+  // Reads the elements [begin, end) of the flat space; the bound itself counts.
+  void collect(Parts<Float> parts, uint64_t begin, uint64_t end, uint64_t expected,
+               KeyOf<Float> bound, Maker<Float>* maker) {
+    reserve(std::min(end - begin, expected + expected / 4 + kSlack) + kStretch);
+    Cut<KeyOf<Float>> cut = {bound - (bound != 0), bound == 0 ? end - begin : 0};
+    uint64_t before = 0;
+    for (size_t p = 0; p < parts.size() && before < end; before += parts[p++].size()) {
+      const uint64_t last = std::min<uint64_t>(end - before, parts[p].size());
+      for (uint64_t at = std::max(begin, before) - before; at < last; at += kStretch) {
+        const size_t n = std::min<uint64_t>(kStretch, last - at);
+        if (room_ - size_ < n) make_room(cut);
+        const auto first = static_cast<uint32_t>(before + at);
+        uint32_t* const positions = kept_.positions.get() + size_;
+        Float* const values = kept_.values.get() + size_;
+        size_ += maker != nullptr ? maker->compact(p, at, n, cut, first, positions, values)
+                                  : compact(kernels_, parts[p].data() + at, n, cut.key, cut.ties,
+                                            first, positions, values);
       }
     }
-    if (m < k_) return false;
-    if (m > k_) this->cut(m);
-    return true;
   }
 
+  size_t size() const { return size_; }
+  std::span<const Float> values() const { return {kept_.values.get(), size_}; }
+
+  size_t equal_to(KeyOf<Float> key) const {
+    const size_t above = count_above(kernels_, kept_.values.get(), size_, key);
+    return (key == 0 ? size_ : count_above(kernels_, kept_.values.get(), size_, key - 1)) - above;
+  }
+  void cut(Cut<KeyOf<Float>> cut) {
+    size_ = refine(kernels_, cut.key, cut.ties, kept_.positions.get(), kept_.values.get(), size_);
+  }
+  void copy_to(uint32_t* positions, Float* values) const {
+    std::copy_n(kept_.positions.get(), size_, positions);
+    std::copy_n(kept_.values.get(), size_, values);
+  }
   TopK<Float> take() { return std::move(kept_); }
 
  private:
-  // Leaves the k largest of m; returns the least key.
-  KeyOf<Float> cut(size_t m) {
-    const std::span<const Float> values(kept_.values.get(), m);
-    const Cut<KeyOf<Float>> cut = threshold_of<Float>(kernels_, {&values, 1}, k_);
-    refine(kernels_, cut.key, cut.ties, kept_.positions.get(), kept_.values.get(), m);
-    return cut.key;
+  void reserve(uint64_t room) {
+    TopK<Float> larger = {buffer<uint32_t>(room), buffer<Float>(room)};
+    copy_to(larger.positions.get(), larger.values.get());
+    kept_ = std::move(larger);
+    room_ = room;
+  }
+
+  void make_room(Cut<KeyOf<Float>>& bound) {
+    if (size_ < k_ + k_ / 4 + kSlack) return reserve(2 * room_);
+    const std::span<const Float> all = values();
+    const Cut<KeyOf<Float>> least = threshold_of<Float>(kernels_, {&all, 1}, k_);
+    cut(least);
+    // Those to come lie behind these: of what equals the least of these, none is wanted.
+    bound = {least.key, 0};
+  }
+
+  const Kernels& kernels_;
+  uint64_t k_;
+  uint64_t room_ = 0;
+  size_t size_ = 0;
+  TopK<Float> kept_;
+};
+
+// The candidates of all ranges: at least the k largest, k > 0, unless the values change meanwhile.
+template <class Float>
+class Shortlist {
+ public:
+  Shortlist(const Kernels& kernels, Parts<Float> parts, uint64_t k, Maker<Float>* maker)
+      : kernels_(kernels), parts_(parts), n_(size_of(parts)), k_(k), ranges_(cut_ranges(n_)) {
+    if (n_ >= kFewToSample) {
+      const auto [bound, ties] = likely_bound(kernels, parts, n_, k, maker);
+      // Each range would keep as many of equal values as are wanted of all: one keeps few.
+      if (ties > kManyTies) ranges_ = {n_, n_};
+      collect(bound, maker);
+      if (size() >= k) return;
+    } else if (maker != nullptr) {
+      for (size_t p = 0; p < parts.size(); ++p) maker->make(p, 0, parts[p].size());
+    }
+    collect(threshold_of(kernels, parts, k).key, nullptr);
+    if (size() < k) throw std::runtime_error("the values changed while they were read");
+  }
+
+  std::vector<std::span<const Float>> values() const {
+    std::vector<std::span<const Float>> all;
+    for (const auto& found : found_) all.push_back(found.values());
+    return all;
+  }
+
+  TopK<Float> take() {
+    if (size() > k_) cut();
+    if (found_.size() == 1) return found_[0].take();
+    TopK<Float> all = {buffer<uint32_t>(k_), buffer<Float>(k_)};
+    std::vector<uint64_t> offsets(found_.size());
+    for (size_t i = 1; i < found_.size(); ++i) offsets[i] = offsets[i - 1] + found_[i - 1].size();
+    for_each([&](size_t i) {
+      found_[i].copy_to(all.positions.get() + offsets[i], all.values.get() + offsets[i]);
+    });
+    return all;
+  }
+
+ private:
+  template <class F>
+  void for_each(F&& f) {
+    run_ranges(ranges_, [&](uint64_t begin, uint64_t) { f(ranges_.index(begin)); });
+  }
+
+  void collect(KeyOf<Float> bound, Maker<Float>* maker) {
+    found_.clear();
+    for (uint64_t i = 0; i < ranges_.count(); ++i) found_.emplace_back(kernels_, k_);
+    const uint64_t expected = k_ / found_.size();
+    run_ranges(ranges_, [&](uint64_t begin, uint64_t end) {
+      found_[ranges_.index(begin)].collect(parts_, begin, end, expected, bound, maker);
+    });
+  }
+
+  size_t size() const {
+    return std::accumulate(found_.begin(), found_.end(), size_t{0},
+                           [](size_t m, const auto& found) { return m + found.size(); });
+  }
+
+  // Leaves the k largest; what equals the least of them is taken from the lower ranges first.
+  void cut() {
+    const auto all = values();
+    const Cut<KeyOf<Float>> cut = threshold_of<Float>(kernels_, all, k_);
+    std::vector<uint64_t> ties(found_.size(), cut.ties);
+    for_each([&](size_t i) {
+      if (i + 1 < ties.size()) ties[i] = found_[i].equal_to(cut.key);
+    });
+    uint64_t left = cut.ties;
+    for (uint64_t& of_range : ties) {
+      of_range = std::min(of_range, left);
+      left -= of_range;
+    }
+    for_each([&](size_t i) { found_[i].cut({cut.key, ties[i]}); });
   }
 
   const Kernels& kernels_;
   Parts<Float> parts_;
+  uint64_t n_;
   uint64_t k_;
-  size_t room_;
-  TopK<Float> kept_;
+  Ranges ranges_;
+  std::vector<Candidates<Float>> found_;
 };
 
 template <class Float>
-TopK<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k, const Ready& ready) {
+TopK<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k, Maker<Float>* maker) {
+  if (k > 0) return Shortlist<Float>(kernels, parts, k, maker).take();
+  for (size_t p = 0; maker != nullptr && p < parts.size(); ++p) maker->make(p, 0, parts[p].size());
+  return {};
+}
+
+template <class Float>
+Float percentile_of(const Kernels& kernels, Parts<Float> parts, double percentile,
+                    Interpolation interpolation) {
   const uint64_t n = size_of(parts);
-  Collector<Float> collector(kernels, parts, k);
-  if (n >= kFewToSample && k > 0) {
-    const KeyOf<Float> bound = likely_bound(kernels, parts, n, k, ready);
-    // Above the bound's predecessor: the bound itself counts.
-    const Cut<KeyOf<Float>> cut = {bound - (bound != 0), bound == 0 ? n : 0};
-    if (collector.collect(cut, ready)) return collector.take();
-  } else if (ready) {
-    for (size_t p = 0; p < parts.size(); ++p) ready(p, 0, parts[p].size());
+  if (n == 0) return 0;
+  const double virtual_rank = static_cast<double>(n - 1) * percentile / 100.0;
+  const uint64_t rank = std::min(static_cast<uint64_t>(virtual_rank), n - 1);
+  const double fraction = virtual_rank - std::floor(virtual_rank);
+  if (n - rank <= n / 4 && n <= kMostInOnePass) {
+    // Ranks from the largest on are the same among the largest.
+    const auto largest = Shortlist<Float>(kernels, parts, n - rank, nullptr);
+    return interpolated<Float>(kernels, largest.values(), n - rank, fraction, interpolation);
   }
-  if (k > 0 && !collector.collect(threshold_of(kernels, parts, k), {}))
-    throw std::runtime_error("the values changed while they were read");
-  return collector.take();
+  return interpolated(kernels, parts, n - rank, fraction, interpolation);
 }
 
 }  // namespace
@@ -194,11 +312,11 @@ Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64
   return threshold_of(kernels, parts, k);
 }
 
-TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, const Ready& ready) {
-  return topk_of(kernels, parts, k, ready);
+TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker) {
+  return topk_of(kernels, parts, k, maker);
 }
-TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, const Ready& ready) {
-  return topk_of(kernels, parts, k, ready);
+TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, Maker<double>* maker) {
+  return topk_of(kernels, parts, k, maker);
 }
 
 uint32_t order_statistic(const Kernels& kernels, Parts<float> parts, uint64_t rank) {

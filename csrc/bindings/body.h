@@ -13,6 +13,7 @@
 
 #include "arrays.h"
 #include "fedcodec/body.h"
+#include "fedcodec/parallel.h"
 #include "ops.h"
 
 namespace fedcodec::bindings {
@@ -375,7 +376,7 @@ inline py::bytes encode(const py::object& header, const py::object& tensors,
     if (at > 0) std::memcpy(out, head.get().data(), at);
     at += encode_body(plan, drawn, {out + at, body_bound(plan)});
     if (!seal) return at;
-    const uint32_t crc = kernels.crc32(0, out, at);
+    const uint32_t crc = checksum(kernels, out, at);
     std::memcpy(out + at, &crc, kChecksum);
     return at + kChecksum;
   });

@@ -24,6 +24,7 @@
 #include "fedcodec/float_env.h"
 #include "fedcodec/kernels.h"
 #include "fedcodec/select.h"
+#include "fedcodec/threads.h"
 
 namespace fedcodec::bindings {
 
@@ -222,7 +223,7 @@ py::tuple topk(const PartList<Float>& parts, uint64_t k) {
   int64_t* at = positions.mutable_data();
   Float* x = values.mutable_data();
   compute([&](const Kernels& kernels) {
-    const TopK<Float> kept = fedcodec::topk(kernels, parts.get(), k, {});
+    const TopK<Float> kept = fedcodec::topk(kernels, parts.get(), k, nullptr);
     std::copy_n(kept.positions.get(), k, at);
     std::copy_n(kept.values.get(), k, x);
     // What is not finite is larger than all others.
@@ -276,8 +277,6 @@ Array<Float> apply_mask(const Array<Float>& values, const Array<bool>& mask,
 
 inline const uint8_t* bytes_of(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
 inline uint8_t* bytes_of(bool* mask) { return reinterpret_cast<uint8_t*>(mask); }
-
-inline int levels_of(unsigned bits) { return (1 << (bits - 1)) - 1; }
 
 inline py::tuple quantize(const Array<float>& values, unsigned bits, size_t inner, size_t channels,
                           const std::optional<std::tuple<uint64_t, uint64_t, uint64_t>>& draw,
@@ -486,8 +485,14 @@ inline void bind_isa(py::module_& m) {
   });
 }
 
+inline void bind_threads(py::module_& m) {
+  m.def("num_threads", thread_count);
+  m.def("set_num_threads", set_thread_count);
+}
+
 inline void bind_ops(py::module_& parent) {
   bind_isa(parent);
+  bind_threads(parent);
   py::module_ m =
       parent.def_submodule("ops", "The kernels, with the names and meanings of ops/reference.py.");
   py::register_local_exception_translator([](std::exception_ptr thrown) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "fedcodec/body.h"
@@ -17,6 +18,7 @@ struct ParsedGroup {
   Group group;
   IndexSet kept;
   Values values;
+  Ranges ranges;  // that several threads may write, once prepared
 };
 
 using Memory = std::vector<std::unique_ptr<std::byte[]>>;
@@ -29,6 +31,14 @@ struct Parsed {
   Memory sum;                 // of the terms, once prepared
 };
 
+// What a thread needs to write.
+struct Workspace {
+  explicit Workspace(const Kernels& kernels) : positions(kernels) {}
+
+  Scratch scratch;
+  Positions positions;
+};
+
 // Reads codings: `parse` checks the bytes, `prepare` makes all that `write` would allocate, `write`
 // cannot fail.
 class Decoder {
@@ -36,10 +46,11 @@ class Decoder {
   explicit Decoder(const Plan& plan)
       : kernels_(plan.kernels),
         tensors_(plan.tensors),
-        scratch_(std::make_unique_for_overwrite<Scratch>()),
-        positions_(plan.kernels) {}
+        own_(std::make_unique<Workspace>(plan.kernels)),
+        idle_{own_.get()} {}
 
-  Scratch& scratch() { return *scratch_; }
+  Scratch& scratch() { return own_->scratch; }
+  Positions& positions() { return own_->positions; }
 
   Parsed parse(const Coder& coder, std::span<const size_t> floats, Reader& in) {
     Parsed parsed;
@@ -70,7 +81,7 @@ class Decoder {
     }
     for (const ParsedGroup& group : parsed.groups) {
       if (surely_finite(group.values.bound, group.group.members)) continue;
-      positions_.reserve(group.kept);
+      positions().reserve(group.kept);
       write_group(group, sink);
     }
   }
@@ -85,7 +96,7 @@ class Decoder {
   }
 
   void prepare(Parsed& parsed) {
-    for (const ParsedGroup& group : parsed.groups) positions_.reserve(group.kept);
+    for (ParsedGroup& group : parsed.groups) prepare(group);
     if (parsed.terms.empty() || !parsed.sum.empty()) return;
     parsed.sum = decoded(parsed.terms[0], sums_);
     const Memory second = decoded(parsed.terms[1], seconds_);
@@ -111,7 +122,8 @@ class Decoder {
         const size_t n = std::min<uint64_t>(kChunk, sum.n - at);
         sink.put(i, at, nullptr,
                  {narrow ? static_cast<float*>(sum.data) + at : nullptr,
-                  narrow ? nullptr : static_cast<double*>(sum.data) + at, n});
+                  narrow ? nullptr : static_cast<double*>(sum.data) + at, n},
+                 scratch());
       }
     }
   }
@@ -129,7 +141,7 @@ class Decoder {
       tensor.data = memory.back().get();
     }
     prepare(parsed);
-    DecodeSink sink(kernels_, work, *scratch_);
+    DecodeSink sink(kernels_, work);
     write(parsed, sink);
     return memory;
   }
@@ -137,11 +149,12 @@ class Decoder {
  private:
   ParsedGroup parse_group(const Coder& coder, const Group& group, Reader& in) {
     if (group.n >> 63 != 0) throw Malformed{"a group of 2^63 elements or more", in.offset()};
-    ParsedGroup parsed = {group, read_index_set(kernels_, coder.select, in, group.n), {}};
+    ParsedGroup parsed = {
+        group, read_index_set(kernels_, coder.select, in, group.n), {}, {group.n, group.n}};
     const uint64_t m = parsed.kept.kept;
     if (m > 0) {
       const Layout layout = layout_of(coder.quantize, tensors_, group, m);
-      parsed.values = read_values(kernels_, layout, m, in, *scratch_);
+      parsed.values = read_values(kernels_, layout, m, in, scratch());
     }
     return parsed;
   }
@@ -152,41 +165,98 @@ class Decoder {
     });
   }
 
+  void prepare(ParsedGroup& group) {
+    const bool dense = group.kept.kind == IndexSet::Kind::kAll;
+    group.ranges = cut_ranges(group.group.n, dense ? kChunk : group.kept.step);
+    while (others_.size() + 1 < group.ranges.threads) {
+      others_.push_back(std::make_unique<Workspace>(kernels_));
+      idle_.push_back(others_.back().get());
+    }
+    for (Workspace* workspace : idle_) workspace->positions.reserve(group.kept);
+  }
+
   void write_group(const ParsedGroup& group, Sink& sink) {
+    const uint64_t n = group.group.n;
+    const Ranges ranges = sink.shareable() ? group.ranges : Ranges{n, n};
+    run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
+      Workspace* const workspace = take_workspace();
+      if (group.kept.kind == IndexSet::Kind::kAll) {
+        write_dense(group, begin, end, sink, workspace->scratch);
+      } else {
+        write_sparse(group, begin, end, sink, *workspace);
+      }
+      give_back(workspace);
+    });
+  }
+
+  void write_sparse(const ParsedGroup& group, uint64_t begin, uint64_t end, Sink& sink,
+                    Workspace& workspace) const {
     const Values& values = group.values;
-    if (group.kept.kind == IndexSet::Kind::kAll)
-      return write_dense(group.group.members[0], values, sink);
-    Dealer dealer(tensors_, group.group.members);
-    uint64_t next = 0;
+    const std::span<const size_t> members = group.group.members;
+    Scratch& scratch = workspace.scratch;
     size_t unfinished = 0;
+    uint64_t start = 0;  // of that member
+    while (start + tensors_[members[unfinished]].n <= begin)
+      start += size_of(members[unfinished++]);
+    scratch.written = begin - start;
+    const auto finish = [&]() {
+      const uint64_t n = tensors_[members[unfinished]].n;
+      sink.finish(members[unfinished], std::min(n, end - start), scratch);
+      start += n;
+      ++unfinished;
+      scratch.written = 0;
+    };
+    Dealer dealer(tensors_, members);
+    uint64_t next = group.kept.entries[begin / group.kept.step].kept;
     const auto put = [&](size_t member, uint64_t at, const uint32_t* positions, size_t count) {
-      while (unfinished < member) sink.finish(group.group.members[unfinished++]);
+      while (unfinished < member) finish();
       for (size_t i = 0; i < count; i += kChunk) {
         const size_t n = std::min(kChunk, count - i);
-        const Chunk chunk = values.read(kernels_, next, n, nullptr, *scratch_);
-        sink.put(group.group.members[member], at, positions + i, chunk);
+        const Chunk chunk = values.read(kernels_, next, n, nullptr, scratch);
+        sink.put(members[member], at, positions + i, chunk, scratch);
         next += n;
       }
     };
-    positions_.for_each(group.kept, [&](uint64_t base, uint32_t* positions, size_t count) {
-      dealer.deal(base, positions, count, put);
-    });
-    for (size_t i : group.group.members.subspan(unfinished)) sink.finish(i);
+    workspace.positions.for_each(group.kept, begin, end,
+                                 [&](uint64_t base, uint32_t* positions, size_t count) {
+                                   dealer.deal(base, positions, count, put);
+                                 });
+    while (unfinished < members.size() && start < end) finish();
   }
 
-  void write_dense(size_t tensor, const Values& values, Sink& sink) {
-    for (uint64_t at = 0; at < values.m; at += kChunk) {
-      const size_t n = std::min<uint64_t>(kChunk, values.m - at);
-      if (values.layout.form == Form::kCodes && sink.put_codes(tensor, at, values, n)) continue;
-      sink.put(tensor, at, nullptr,
-               values.read(kernels_, at, n, sink.place(tensor, at), *scratch_));
+  void write_dense(const ParsedGroup& group, uint64_t begin, uint64_t end, Sink& sink,
+                   Scratch& scratch) const {
+    const size_t tensor = group.group.members[0];
+    const Values& values = group.values;
+    for (uint64_t at = begin; at < end; at += kChunk) {
+      const size_t n = std::min<uint64_t>(kChunk, end - at);
+      if (values.layout.form == Form::kCodes && sink.put_codes(tensor, at, values, n, scratch))
+        continue;
+      sink.put(tensor, at, nullptr, values.read(kernels_, at, n, sink.place(tensor, at), scratch),
+               scratch);
     }
+  }
+
+  uint64_t size_of(size_t tensor) const { return tensors_[tensor].n; }
+
+  // As many as there are threads at work were prepared.
+  Workspace* take_workspace() {
+    const std::lock_guard lock(taking_);
+    Workspace* const workspace = idle_.back();
+    idle_.pop_back();
+    return workspace;
+  }
+  void give_back(Workspace* workspace) {
+    const std::lock_guard lock(taking_);
+    idle_.push_back(workspace);
   }
 
   const Kernels& kernels_;
   std::span<const Tensor> tensors_;
-  std::unique_ptr<Scratch> scratch_;
-  Positions positions_;
+  std::unique_ptr<Workspace> own_;
+  std::vector<std::unique_ptr<Workspace>> others_;
+  std::mutex taking_;
+  std::vector<Workspace*> idle_;
   // Of all segments' residuals, for a copy each would be segments times tensors.
   std::vector<Tensor> sums_, seconds_;
 };

@@ -5,12 +5,14 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
 #include "decode-inl.h"
 #include "fedcodec/arith.h"
 #include "fedcodec/body.h"
+#include "fedcodec/parallel.h"
 
 namespace fedcodec {
 namespace {
@@ -45,24 +47,76 @@ struct Inputs {
   std::vector<std::unique_ptr<W[]>> own;
 };
 
+// Error feedback: fills the tensors of a group with update + residual.
+template <class W>
+class Compensator : public Maker<W> {
+ public:
+  Compensator(const Kernels& kernels, std::span<const Tensor> tensors,
+              std::span<const size_t> members)
+      : kernels_(kernels), tensors_(tensors), members_(members) {}
+
+  void make(size_t part, size_t at, size_t n) override {
+    for_terms(part, at, n, [&](const W* update, const W* residual, W* out, size_t count) {
+      sum(kernels_, update, residual, count, out);
+    });
+  }
+
+  size_t compact(size_t part, size_t at, size_t n, Cut<KeyOf<W>>& cut, uint32_t first,
+                 uint32_t* positions, W* values) override {
+    const Tensor& tensor = tensors_[members_[part]];
+    if (tensor.update == nullptr) {
+      return fedcodec::compact(kernels_, static_cast<const W*>(tensor.data) + at, n, cut.key,
+                               cut.ties, first, positions, values);
+    }
+    size_t kept = 0;
+    for_terms(part, at, n, [&](const W* update, const W* residual, W* out, size_t count) {
+      kept += compact_sum(kernels_, update, residual, out, count, cut.key, cut.ties, first,
+                          positions + kept, values + kept);
+      first += static_cast<uint32_t>(count);
+    });
+    return kept;
+  }
+
+ private:
+  // Calls f(update, residual, out, count): the update as it lies, or widened a few at a time.
+  template <class F>
+  void for_terms(size_t part, size_t at, size_t n, F&& f) const {
+    const Tensor& tensor = tensors_[members_[part]];
+    if (tensor.update == nullptr) return;
+    W* const out = static_cast<W*>(tensor.data) + at;
+    const W* const residual = static_cast<const W*>(tensor.residual) + at;
+    if (!is_half(tensor.update_held))
+      return f(static_cast<const W*>(tensor.update) + at, residual, out, n);
+    if constexpr (std::is_same_v<W, float>) {
+      constexpr size_t kFew = 1024;
+      float widened[kFew];
+      const uint16_t* const update = static_cast<const uint16_t*>(tensor.update) + at;
+      for (size_t i = 0; i < n; i += kFew) {
+        const size_t count = std::min(kFew, n - i);
+        widen_half(kernels_, tensor.update_held, update + i, count, widened);
+        f(widened, residual + i, out + i, count);
+      }
+    }
+  }
+
+  const Kernels& kernels_;
+  std::span<const Tensor> tensors_;
+  std::span<const size_t> members_;
+};
+
 // Encodes codings; `tensors` are the plan's, with other values for the second term of a residual.
 class Encoder {
  public:
   Encoder(const Plan& plan, uint64_t drawn, std::span<uint8_t> out)
-      : plan_(plan),
-        kernels_(plan.kernels),
-        out_(out),
-        drawn_(drawn),
-        decoder_(plan),
-        positions_(plan.kernels) {}
+      : plan_(plan), kernels_(plan.kernels), out_(out), drawn_(drawn), decoder_(plan) {}
 
   size_t size() const { return out_.size(); }
 
   void segment(const Segment& segment) {
     const std::vector<size_t> floats = floats_of(plan_, segment, true);
-    fills_as_it_goes_ = selects_in_one_pass(segment.coder, floats);
-    if (!fills_as_it_goes_) {
-      for (size_t i : floats) fill(plan_.tensors[i], 0, plan_.tensors[i].n);
+    compensates_as_it_goes_ = compensated(floats) && selects_in_one_pass(segment.coder, floats);
+    if (!compensates_as_it_goes_) {
+      for (size_t i : floats) compensate(plan_.tensors[i]);
     }
     try {
       const size_t start = out_.size();
@@ -76,6 +130,22 @@ class Encoder {
   }
 
  private:
+  bool compensated(std::span<const size_t> floats) const {
+    return std::any_of(floats.begin(), floats.end(),
+                       [&](size_t i) { return plan_.tensors[i].update != nullptr; });
+  }
+
+  void compensate(const Tensor& tensor) {
+    if (tensor.update == nullptr) return;
+    const size_t first = 0;
+    const auto all = [&]<class W>(Compensator<W> compensator) {
+      for_ranges(tensor.n, 1,
+                 [&](uint64_t begin, uint64_t end) { compensator.make(0, begin, end - begin); });
+    };
+    tensor.held == Dtype::kFloat64 ? all(Compensator<double>(kernels_, {&tensor, 1}, {&first, 1}))
+                                   : all(Compensator<float>(kernels_, {&tensor, 1}, {&first, 1}));
+  }
+
   // Whether top-k alone reads the segment, each value where it lies.
   bool selects_in_one_pass(const Coder& coder, std::span<const size_t> floats) const {
     if (!coder.terms.empty() || coder.select.kind != Select::Kind::kTopK) return false;
@@ -87,29 +157,6 @@ class Encoder {
                return wide == (group.value == Dtype::kFloat64);
              });
     });
-  }
-
-  // Compensates n values of a tensor from `at` on, if there is error feedback.
-  void fill(const Tensor& tensor, uint64_t at, uint64_t n) {
-    if (tensor.update == nullptr) return;
-    tensor.held == Dtype::kFloat64 ? fill_from<double>(tensor, at, n)
-                                   : fill_from<float>(tensor, at, n);
-  }
-
-  template <class W>
-  void fill_from(const Tensor& tensor, uint64_t at, uint64_t n) {
-    W* const out = static_cast<W*>(tensor.data) + at;
-    const W* const residual = static_cast<const W*>(tensor.residual) + at;
-    if (!is_half(tensor.update_held))
-      return sum(kernels_, static_cast<const W*>(tensor.update) + at, residual, n, out);
-    const uint16_t* const update = static_cast<const uint16_t*>(tensor.update) + at;
-    for (uint64_t i = 0; i < n; i += kChunk) {
-      const size_t count = std::min<uint64_t>(kChunk, n - i);
-      Scratch& scratch = decoder_.scratch();
-      widen_half(kernels_, tensor.update_held, update + i, count, scratch.f32);
-      if constexpr (std::is_same_v<W, float>)
-        sum(kernels_, scratch.f32, residual + i, count, out + i);
-    }
   }
 
   void coder(const Coder& coder, std::span<const Tensor> tensors, std::span<const size_t> floats) {
@@ -270,7 +317,7 @@ class Encoder {
   void require_finite_parts(const Source<W>& source) {
     const bool all =
         std::all_of(source.parts.begin(), source.parts.end(), [&](std::span<const W> part) {
-          return finite(max_key(kernels_, part.data(), part.size()));
+          return finite(largest_key(kernels_, part.data(), part.size()));
         });
     if (!all) require_finite(source.tensors, source.group.members);
   }
@@ -305,10 +352,11 @@ class Encoder {
 
   template <class F>
   void for_each_position(const IndexSet& set, Dealer& dealer, F&& f) {
-    positions_.reserve(set);
-    positions_.for_each(set, [&](uint64_t base, uint32_t* positions, size_t count) {
-      dealer.deal(base, positions, count, f);
-    });
+    decoder_.positions().reserve(set);
+    decoder_.positions().for_each(set, 0, set.n,
+                                  [&](uint64_t base, uint32_t* positions, size_t count) {
+                                    dealer.deal(base, positions, count, f);
+                                  });
   }
 
   // --- selection: writes the index set, gathers the kept values ---
@@ -374,33 +422,46 @@ class Encoder {
           key_of(percentile_threshold(kernels_, source.parts, select.value, select.interpolation));
     }
     for (const auto& part : source.parts)
-      kept.m += count_above(kernels_, part.data(), part.size(), kept.cut.key);
+      kept.m += count_all_above(kernels_, part.data(), part.size(), kept.cut.key);
     return kept;
   }
 
   template <class W>
   void by_topk(const Source<W>& source, size_t number) {
-    const uint64_t n = source.group.n;
     uint64_t m = count(source, number);
-    const auto ready = [&](size_t part, size_t at, size_t count) {
-      fill(source.tensors[source.group.members[part]], at, count);
-    };
+    Compensator<W> compensator(kernels_, source.tensors, source.group.members);
     const TopK<W> kept =
-        topk(kernels_, source.parts, m, fills_as_it_goes_ ? Ready(ready) : Ready());
-    uint32_t* next = kept.positions.get();
-    if (drops_zeros(source)) m = refine(kernels_, 0, 0, next, kept.values.get(), m);
-    uint32_t* const last = next + m;
-    TilePacker packer(kernels_, n, m);
-    for (uint64_t start = 0; start < n; start += packer.tile_length()) {
-      const uint64_t length = std::min(packer.tile_length(), n - start);
-      uint32_t* const stop = std::lower_bound(next, last, start + length);
-      std::for_each(next, stop, [start](uint32_t& p) { p -= static_cast<uint32_t>(start); });
-      packer.add(next, static_cast<size_t>(stop - next), length);
-      next = stop;
-    }
-    packer.write(out_);
+        topk(kernels_, source.parts, m, compensates_as_it_goes_ ? &compensator : nullptr);
+    uint32_t* const positions = kept.positions.get();
+    if (drops_zeros(source)) m = refine(kernels_, 0, 0, positions, kept.values.get(), m);
+    pack_tiles(positions, m, source.group.n);
     if (m > 0) return values(source, kept.values.get(), m);
     require_finite_parts(source);
+  }
+
+  // Changes the positions.
+  void pack_tiles(uint32_t* positions, uint64_t m, uint64_t n) {
+    const unsigned t = tile_bits(n, m);
+    const uint64_t full = uint64_t{1} << t;
+    const Ranges ranges = cut_ranges(n, full);
+    std::vector<TilePacker> packers;
+    std::vector<uint32_t*> ends = {positions};  // of the ranges, and where the first begins
+    for (uint64_t begin = 0; begin < n; begin += ranges.length) {
+      const uint64_t end = std::min(n, begin + ranges.length);
+      packers.emplace_back(kernels_, t, end - begin);
+      ends.push_back(std::lower_bound(ends.back(), positions + m, end));
+    }
+    run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
+      const uint64_t range = ranges.index(begin);
+      uint32_t* next = ends[range];
+      for_each_tile(begin, end, t, [&](uint64_t start, uint64_t length) {
+        uint32_t* const stop = std::lower_bound(next, ends[range + 1], start + length);
+        std::for_each(next, stop, [start](uint32_t& p) { p -= static_cast<uint32_t>(start); });
+        packers[range].add(next, static_cast<size_t>(stop - next), length);
+        next = stop;
+      });
+    });
+    TilePacker::write(packers, out_);
   }
 
   template <class W>
@@ -420,11 +481,13 @@ class Encoder {
   void by_magnitude(const Source<W>& source, size_t number) {
     auto [cut, m] = cut_of(source, number);
     const uint64_t n = source.group.n;
-    TilePacker packer(kernels_, n, m);
+    const unsigned t = tile_bits(n, m);
+    const uint64_t full = uint64_t{1} << t;
+    TilePacker packer(kernels_, t, n);
     // A kernel may write as much as it reads before it knows what is kept.
     const auto kept = buffer<W>(m + kWindow);
-    const auto positions = buffer<uint32_t>(std::min(m, packer.tile_length()) + kWindow);
-    uint64_t length = std::min(packer.tile_length(), n);
+    const auto positions = buffer<uint32_t>(std::min(m, full) + kWindow);
+    uint64_t length = std::min(full, n);
     uint64_t read = 0;      // elements of the tile
     size_t in_tile = 0;     // of them kept
     uint64_t done = 0;      // kept in all
@@ -444,13 +507,13 @@ class Encoder {
         if (read < length) continue;
         packer.add(positions.get(), in_tile, length);
         finished += length;
-        length = std::min(packer.tile_length(), n - finished);
+        length = std::min(full, n - finished);
         in_tile = 0;
         read = 0;
       }
     }
     if (done != m) unexpected(source);
-    packer.write(out_);
+    TilePacker::write({&packer, 1}, out_);
     if (m > 0) return values(source, kept.get(), m);
     require_finite_parts(source);
   }
@@ -505,50 +568,30 @@ class Encoder {
   }
 
   bool signs(const float* x, uint64_t m) {
-    const uint32_t largest = kernels_.max_key_f32(x, m);
+    const uint32_t largest = largest_key(kernels_, x, m);
     if (!finite(largest)) return false;
-    float magnitude = 0;
-    if (largest != 0) {
-      constexpr uint64_t kMost = uint64_t{1} << 32;  // whose sum a kernel can hold
-      const int exponent = exponent_of(largest);
-      unsigned __int128 sum = 0;
-      for (uint64_t at = 0; at < m; at += kMost) {
-        sum += kernels_.magnitude_sum(x + at, std::min(kMost, m - at), exponent);
-      }
-      magnitude = static_cast<float>(static_cast<double>(sum) / static_cast<double>(m) *
-                                     power_of_two(exponent - 31));
-    }
+    const float magnitude = mean_magnitude(kernels_, x, m, largest);
     out_.bytes(&magnitude, sizeof(magnitude));
-    kernels_.pack_signs(x, m, out_.take(ceil_div(m, 8)));
+    uint8_t* const bits = out_.take(ceil_div(m, 8));
+    for_ranges(m, 8, [&](uint64_t begin, uint64_t end) {
+      kernels_.pack_signs(x + begin, end - begin, bits + begin / 8);
+    });
     return true;
   }
 
   bool codes(const Quantize& quantize, const Layout& layout, const float* x, uint64_t m) {
-    const Grid grid = layout.grid;
-    const int levels = levels_of(layout.bits);
-    std::vector<float> scales(grid.channels);
-    uint8_t* to_scales = out_.take(grid.channels * sizeof(float));
+    std::vector<float> scales(layout.grid.channels);
+    uint8_t* to_scales = out_.take(scales.size() * sizeof(float));
     uint8_t* packed = out_.take(ceil_div(m * layout.bits, 8));
-    const auto own = layout.bits == 8 ? nullptr : buffer<int8_t>(m);
-    int8_t* to = own ? own.get() : reinterpret_cast<int8_t*>(packed);
-    if (!quantize.stochastic && grid.inner * grid.channels >= m) {
-      if (!finite(kernels_.quantize_blocks(x, m, grid.inner, levels, scales.data(), to)))
-        return false;
-    } else {
-      std::vector<uint32_t> keys(grid.channels);
-      kernels_.channel_keys(x, m, grid, keys.data());
-      if (!finite(*std::max_element(keys.begin(), keys.end()))) return false;
-      kernels_.scales_from_keys(keys.data(), keys.size(), levels, scales.data());
-      if (quantize.stochastic) {
-        const Draw draw = {quantize.codec_seed, quantize.call_seed, drawn_};
-        kernels_.quantize_stochastic(x, m, grid, levels, scales.data(), draw, to);
-        drawn_ += m;
-      } else {
-        kernels_.quantize_nearest(x, m, grid, levels, scales.data(), to);
-      }
+    std::optional<Draw> draw;
+    if (quantize.stochastic) {
+      draw = {quantize.codec_seed, quantize.call_seed, drawn_};
+      drawn_ += m;
     }
+    const uint32_t largest = fedcodec::quantize(kernels_, x, m, layout.grid, layout.bits, draw,
+                                                scales.data(), Codes::kPacked, packed);
+    if (!finite(largest)) return false;
     std::memcpy(to_scales, scales.data(), scales.size() * sizeof(float));
-    if (own) kernels_.pack_codes(own.get(), m, layout.bits, packed);
     return true;
   }
 
@@ -557,8 +600,7 @@ class Encoder {
   Writer out_;
   uint64_t drawn_;
   Decoder decoder_;
-  bool fills_as_it_goes_ = false;
-  Positions positions_;
+  bool compensates_as_it_goes_ = false;
 };
 
 uint64_t coder_bound(const Plan& plan, const Coder& coder, std::span<const size_t> floats) {

@@ -10,6 +10,7 @@
 
 #include "fedcodec/body.h"
 #include "fedcodec/reader.h"
+#include "fedcodec/threads.h"
 #include "layout-inl.h"
 
 namespace fedcodec {
@@ -84,21 +85,24 @@ size_t header_bytes(const Tile& tile) {
   return 1 + varint_size(tile.coded) + (has_unary ? varint_size(tile.unary) : 0);
 }
 
+unsigned tile_bits(uint64_t n, uint64_t kept) {
+  unsigned t = kMinTileBits;
+  // coded * 2^t < 512 * n, with nothing to overflow.
+  const bool dense = kept > n / 2;
+  const uint64_t coded = dense ? n - kept : kept;
+  while (t < (dense ? kMaxDenseBits : kMaxTileBits) &&
+         coded < ceil_div(n, uint64_t{1} << (t - 9)) && uint64_t{1} << t < n) {
+    ++t;
+  }
+  return t;
+}
+
+// Tiles of 2^t elements, one after the other.
 class TilePacker {
  public:
-  TilePacker(const Kernels& kernels, uint64_t n, uint64_t kept)
-      : kernels_(kernels), t_(kMinTileBits) {
-    // coded * 2^t < 512 * n, with nothing to overflow.
-    const bool dense = kept > n / 2;
-    const uint64_t coded = dense ? n - kept : kept;
-    while (t_ < (dense ? kMaxDenseBits : kMaxTileBits) &&
-           coded < ceil_div(n, uint64_t{1} << (t_ - 9)) && uint64_t{1} << t_ < n) {
-      ++t_;
-    }
-    data_.reserve(ceil_div(n, 8));  // no more than bitmaps; what is not written is not touched
+  TilePacker(const Kernels& kernels, unsigned t, uint64_t elements) : kernels_(kernels), t_(t) {
+    data_.reserve(ceil_div(elements, 8));  // at most bitmaps; what is not written is not touched
   }
-
-  uint64_t tile_length() const { return uint64_t{1} << t_; }
 
   // The next tile: the m positions that it keeps, from its start.
   void add(const uint32_t* positions, size_t m, uint64_t length) {
@@ -114,18 +118,15 @@ class TilePacker {
     data(tile, tile.mode == kBitmap ? positions : coded, length);
   }
 
-  void write(Writer& out) const {
-    *out.take(1) = static_cast<uint8_t>(t_);
-    out.bytes(headers_.data(), headers_.size());
-    out.bytes(data_.data(), data_.size());
+  // The whole index set, of tiles that several have packed.
+  static void write(std::span<const TilePacker> packers, Writer& out) {
+    *out.take(1) = static_cast<uint8_t>(packers[0].t_);
+    for (const TilePacker& packer : packers)
+      out.bytes(packer.headers_.data(), packer.headers_.size());
+    for (const TilePacker& packer : packers) out.bytes(packer.data_.data(), packer.data_.size());
   }
 
-  std::vector<uint8_t> bytes() const {
-    std::vector<uint8_t> all(1 + headers_.size() + data_.size());
-    Writer out(all);
-    write(out);
-    return all;
-  }
+  size_t size() const { return 1 + headers_.size() + data_.size(); }
 
  private:
   Tile choose(const uint32_t* coded, bool complement, size_t m, uint64_t length) const {
@@ -212,9 +213,15 @@ struct IndexSet {
   const uint8_t* bits = nullptr;        // kBits
   std::unique_ptr<uint8_t[]> own = {};  // where the bits are ours
   unsigned t = kMinTileBits;            // kTiles
-  Reader headers = {nullptr, 0, 0};
-  Reader data = {nullptr, 0, 0};
-  uint64_t largest = 0;  // the largest coded set of a tile that is not a bitmap
+  uint64_t largest = 0;                 // the largest coded set of a tile that is not a bitmap
+  // Where to enter: for every `step` elements what is read there, and how many are kept before.
+  struct Entry {
+    Reader headers;
+    Reader data;
+    uint64_t kept;
+  };
+  std::vector<Entry> entries = {};
+  uint64_t step = kLeastRange;
 };
 
 Tile read_header(Reader& in, unsigned t, uint64_t length) {
@@ -280,9 +287,9 @@ void check_tile(const Kernels& kernels, const Tile& tile, uint64_t length, Reade
 }
 
 template <class F>
-void for_each_tile(uint64_t n, unsigned t, F&& f) {
+void for_each_tile(uint64_t begin, uint64_t end, unsigned t, F&& f) {
   const uint64_t full = uint64_t{1} << t;
-  for (uint64_t start = 0; start < n; start += full) f(start, std::min(full, n - start));
+  for (uint64_t start = begin; start < end; start += full) f(start, std::min(full, end - start));
 }
 
 IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {
@@ -291,18 +298,29 @@ IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {
   set.t = in.byte("the tile size");
   if (set.t < kMinTileBits || set.t > kMaxTileBits)
     throw Malformed{"the tile size is not 16 to 31", start};
-  set.headers = in;
-  for_each_tile(n, set.t, [&](uint64_t, uint64_t length) {
+  set.step = std::max(kLeastRange, uint64_t{1} << set.t);
+  Reader headers = in;
+  for_each_tile(0, n, set.t, [&](uint64_t, uint64_t length) {
     const Tile tile = read_header(in, set.t, length);
-    set.kept += tile.kept(length);
     if (tile.mode != kBitmap) set.largest = std::max(set.largest, tile.coded);
   });
-  set.data = in;
-  Reader headers = set.headers;
-  for_each_tile(n, set.t, [&](uint64_t, uint64_t length) {
-    check_tile(kernels, read_header(headers, set.t, length), length, in);
+  for_each_tile(0, n, set.t, [&](uint64_t begin, uint64_t length) {
+    if (begin % set.step == 0) set.entries.push_back({headers, in, set.kept});
+    const Tile tile = read_header(headers, set.t, length);
+    check_tile(kernels, tile, length, in);
+    set.kept += tile.kept(length);
   });
   return set;
+}
+
+void set_bits(const Kernels& kernels, IndexSet& set, const uint8_t* bits) {
+  set.bits = bits;
+  set.kept = 0;
+  for (uint64_t begin = 0; begin < set.n; begin += set.step) {
+    set.entries.push_back({{nullptr, 0, 0}, {nullptr, 0, 0}, set.kept});
+    set.kept +=
+        kernels.count_bits(bits + begin / 8, ceil_div(std::min(set.step, set.n - begin), 8));
+  }
 }
 
 IndexSet random_set(const Kernels& kernels, uint64_t n, uint64_t k, uint64_t seed) {
@@ -310,10 +328,10 @@ IndexSet random_set(const Kernels& kernels, uint64_t n, uint64_t k, uint64_t see
   sorted_random_positions(kernels, seed, n, k, positions.get());
   IndexSet set = {IndexSet::Kind::kBits, n, k};
   set.own = std::make_unique<uint8_t[]>(ceil_div(n, 8));
-  set.bits = set.own.get();
   for (uint64_t i = 0; i < k; ++i) {
     set.own[positions[i] / 8] |= static_cast<uint8_t>(1u << (positions[i] % 8));
   }
+  set_bits(kernels, set, set.own.get());
   return set;
 }
 
@@ -329,8 +347,8 @@ IndexSet read_random(const Kernels& kernels, Reader& in, uint64_t n) {
 }
 
 IndexSet mask_set(const Kernels& kernels, const Select& mask, uint64_t n) {
-  IndexSet set = {IndexSet::Kind::kBits, n, kernels.count_bits(mask.bits.data(), mask.bits.size())};
-  set.bits = mask.bits.data();
+  IndexSet set = {IndexSet::Kind::kBits, n, 0};
+  set_bits(kernels, set, mask.bits.data());
   return set;
 }
 
@@ -363,14 +381,16 @@ class Positions {
     }
   }
 
-  // Calls f(base, positions, count) in ascending order; the positions count from base, and f may
-  // change them.
+  // Calls f(base, positions, count) in ascending order for those in [begin, end), which are n or
+  // multiples of the set's step; the positions count from base, and f may change them.
   template <class F>
-  void for_each(const IndexSet& set, F&& f) {
-    if (set.kind == IndexSet::Kind::kBits) return bitmap(set.bits, 0, set.n, f);
-    Reader headers = set.headers;
-    Reader data = set.data;
-    for_each_tile(set.n, set.t, [&](uint64_t start, uint64_t length) {
+  void for_each(const IndexSet& set, uint64_t begin, uint64_t end, F&& f) {
+    if (begin == end) return;
+    if (set.kind == IndexSet::Kind::kBits)
+      return bitmap(set.bits + begin / 8, begin, end - begin, f);
+    Reader headers = set.entries[begin / set.step].headers;
+    Reader data = set.entries[begin / set.step].data;
+    for_each_tile(begin, end, set.t, [&](uint64_t start, uint64_t length) {
       const Tile tile = read_header(headers, set.t, length);
       const uint8_t* bytes = data.take(tile_bytes(tile, length), "a tile");
       if (tile.mode == kBitmap) return bitmap(bytes, start, length, f);

@@ -172,7 +172,5 @@ Layout layout_of(const Quantize& quantize, std::span<const Tensor> tensors, cons
   return plain.bytes <= coded.bytes ? plain : coded;
 }
 
-int levels_of(unsigned bits) { return (1 << (bits - 1)) - 1; }
-
 }  // namespace
 }  // namespace fedcodec

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fedcodec/body.h"
+#include "fedcodec/parallel.h"
 #include "index_set-inl.h"
 #include "layout-inl.h"
 
@@ -32,6 +33,7 @@ struct Scratch {
   double f64[kChunk];
   uint16_t u16[kChunk];
   int8_t codes[kChunk + 8];
+  uint64_t written;  // elements of the tensor that a sink writes to in order
 };
 
 struct Values {
@@ -40,29 +42,6 @@ struct Values {
   std::vector<float> scales = {};  // or the magnitude
   const uint8_t* data = nullptr;
   double bound = 0;  // of the decoded magnitudes
-
-  // Calls f(offset, count, grid, scales) for stretches of [at, at + n) that begin where a scale
-  // does or lie under one.
-  template <class F>
-  void for_each_grid(uint64_t at, size_t n, F&& f) const {
-    const auto [inner, channels] = layout.grid;
-    for (size_t done = 0; done < n;) {
-      const uint64_t within = (at + done) % inner;
-      const size_t channel = (at + done) / inner % channels;
-      const float* scale = scales.data() + channel;
-      uint64_t count = n - done;
-      Grid grid = layout.grid;
-      if (within != 0) {
-        count = std::min<uint64_t>(count, inner - within);
-        grid = {inner, 1};
-      } else if (channel != 0) {
-        count = std::min<uint64_t>(count, (channels - channel) * inner);
-        grid = {inner, channels - channel};
-      }
-      f(done, static_cast<size_t>(count), grid, scale);
-      done += count;
-    }
-  }
 
   const int8_t* codes(const Kernels& kernels, uint64_t at, size_t n, Scratch& scratch) const {
     if (layout.bits == 8) return reinterpret_cast<const int8_t*>(data) + at;
@@ -85,10 +64,11 @@ struct Values {
       }
       default: {
         const int8_t* from = codes(kernels, at, n, scratch);
-        for_each_grid(at, n, [&](size_t offset, size_t count, Grid grid, const float* scale) {
-          kernels.dequantize(from + offset, count, grid, levels_of(layout.bits), scale,
-                             f32 + offset);
-        });
+        for_each_grid(layout.grid, scales.data(), at, n,
+                      [&](size_t offset, size_t count, Grid grid, const float* scale) {
+                        kernels.dequantize(from + offset, count, grid, levels_of(layout.bits),
+                                           scale, f32 + offset);
+                      });
         return {f32, nullptr, n};
       }
     }
@@ -163,15 +143,19 @@ Values read_values(const Kernels& kernels, const Layout& layout, uint64_t m, Rea
 class Sink {
  public:
   virtual ~Sink() = default;
-  // After all that is put of a tensor of which a group keeps only some: the others are zero.
-  virtual void finish(size_t) {}
+  // Whether several threads may call it at once, each with elements and a scratch of its own.
+  virtual bool shareable() const { return false; }
+  // After all that is put of elements [scratch.written, stop) of a tensor of which a group keeps
+  // only some: the others are zero.
+  virtual void finish(size_t, uint64_t, Scratch&) {}
   // Where float32 values may be decoded to at once; they are `put` all the same.
   virtual float* place(size_t, uint64_t) { return nullptr; }
   // Takes n codes from `at` on where a tensor has no need of their values; false if it has.
-  virtual bool put_codes(size_t, uint64_t, const Values&, size_t) { return false; }
+  virtual bool put_codes(size_t, uint64_t, const Values&, size_t, Scratch&) { return false; }
   // Values from element `at` of the tensor on, at `positions` counted from there if that is not
   // null.
-  virtual void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values) = 0;
+  virtual void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values,
+                   Scratch& scratch) = 0;
 };
 
 // Rounds values to a dtype, once.
@@ -202,12 +186,13 @@ void widen_half(const Kernels& kernels, Dtype dtype, const uint16_t* x, size_t n
 
 class DecodeSink : public Sink {
  public:
-  DecodeSink(const Kernels& kernels, std::span<const Tensor> tensors, Scratch& scratch)
-      : kernels_(kernels), tensors_(tensors), scratch_(scratch) {}
+  DecodeSink(const Kernels& kernels, std::span<const Tensor> tensors)
+      : kernels_(kernels), tensors_(tensors) {}
 
-  void finish(size_t tensor) override {
-    expand(tensor, 0, tensors_[tensor].n, nullptr, nullptr, 0);
-    written_ = 0;
+  bool shareable() const override { return true; }
+
+  void finish(size_t tensor, uint64_t stop, Scratch& scratch) override {
+    expand(tensor, 0, stop, nullptr, nullptr, 0, scratch);
   }
 
   float* place(size_t tensor, uint64_t at) override {
@@ -215,13 +200,14 @@ class DecodeSink : public Sink {
     return out.dtype == Dtype::kFloat32 ? static_cast<float*>(out.data) + at : nullptr;
   }
 
-  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values) override {
+  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values,
+           Scratch& scratch) override {
     const Tensor& out = tensors_[tensor];
-    const void* from = round_to(kernels_, out.dtype, values, scratch_);
+    const void* from = round_to(kernels_, out.dtype, values, scratch);
     if (positions) {
       const uint64_t stop = at + positions[values.n - 1] + 1;
-      if (written_ < at) expand(tensor, 0, at, nullptr, nullptr, 0);
-      return expand(tensor, at, stop, positions, from, values.n);
+      if (scratch.written < at) expand(tensor, 0, at, nullptr, nullptr, 0, scratch);
+      return expand(tensor, at, stop, positions, from, values.n, scratch);
     }
     const size_t size = item_size(out.dtype);
     void* to = static_cast<std::byte*>(out.data) + at * size;
@@ -231,10 +217,10 @@ class DecodeSink : public Sink {
  private:
   // Writes all up to element `stop`: zeros, and n values at positions counted from element `base`.
   void expand(size_t tensor, uint64_t base, uint64_t stop, const uint32_t* positions,
-              const void* values, size_t n) {
-    const size_t begin = written_ - base;
+              const void* values, size_t n, Scratch& scratch) const {
+    const size_t begin = scratch.written - base;
     const size_t end = stop - base;
-    written_ = stop;
+    scratch.written = stop;
     const auto into = [&](auto kernel, auto* all) {
       using T = std::remove_pointer_t<decltype(all)>;
       kernel(positions, static_cast<const T*>(values), n, begin, end, all + base);
@@ -252,23 +238,23 @@ class DecodeSink : public Sink {
 
   const Kernels& kernels_;
   std::span<const Tensor> tensors_;
-  Scratch& scratch_;
-  uint64_t written_ = 0;  // elements of the tensor that a group is written to
 };
 
 // acc += weight * value, with the value as its tensor's dtype holds it.
 class AccumulateSink : public Sink {
  public:
-  AccumulateSink(const Kernels& kernels, std::span<const Tensor> tensors, double weight,
-                 Scratch& scratch)
-      : kernels_(kernels), tensors_(tensors), weight_(weight), scratch_(scratch) {}
+  AccumulateSink(const Kernels& kernels, std::span<const Tensor> tensors, double weight)
+      : kernels_(kernels), tensors_(tensors), weight_(weight) {}
 
-  bool put_codes(size_t tensor, uint64_t at, const Values& values, size_t n) override {
+  bool shareable() const override { return true; }
+
+  bool put_codes(size_t tensor, uint64_t at, const Values& values, size_t n,
+                 Scratch& scratch) override {
     const Tensor& to = tensors_[tensor];
     if (is_half(to.dtype)) return false;
-    const int8_t* codes = values.codes(kernels_, at, n, scratch_);
+    const int8_t* codes = values.codes(kernels_, at, n, scratch);
     const int levels = levels_of(values.layout.bits);
-    values.for_each_grid(at, n, [&](size_t offset, size_t count, Grid grid, const float* scale) {
+    const auto add = [&](size_t offset, size_t count, Grid grid, const float* scale) {
       if (to.held == Dtype::kFloat32) {
         kernels_.add_codes_f32(codes + offset, count, grid, levels, scale,
                                static_cast<float>(weight_),
@@ -277,18 +263,19 @@ class AccumulateSink : public Sink {
         kernels_.add_codes_f64(codes + offset, count, grid, levels, scale, weight_,
                                static_cast<double*>(to.data) + at + offset);
       }
-    });
+    };
+    for_each_grid(values.layout.grid, values.scales.data(), at, n, add);
     return true;
   }
 
-  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values) override {
+  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk values,
+           Scratch& scratch) override {
     const Tensor& to = tensors_[tensor];
-    const Chunk x = as_decoded(to, values);
+    const Chunk x = as_decoded(to, values, scratch);
     if (to.held == Dtype::kFloat32) {
       float* acc = static_cast<float*>(to.data) + at;
       const float weight = static_cast<float>(weight_);
-      const float* f32 =
-          static_cast<const float*>(round_to(kernels_, Dtype::kFloat32, x, scratch_));
+      const float* f32 = static_cast<const float*>(round_to(kernels_, Dtype::kFloat32, x, scratch));
       positions ? kernels_.add_at_f32(positions, f32, x.n, weight, acc)
                 : kernels_.add_f32(f32, x.n, weight, acc);
       return;
@@ -304,18 +291,17 @@ class AccumulateSink : public Sink {
   }
 
  private:
-  Chunk as_decoded(const Tensor& tensor, Chunk x) {
+  Chunk as_decoded(const Tensor& tensor, Chunk x, Scratch& scratch) const {
     if (tensor.dtype == Dtype::kFloat64) return x;
-    const void* rounded = round_to(kernels_, tensor.dtype, x, scratch_);
+    const void* rounded = round_to(kernels_, tensor.dtype, x, scratch);
     if (!is_half(tensor.dtype)) return {static_cast<const float*>(rounded), nullptr, x.n};
-    widen_half(kernels_, tensor.dtype, scratch_.u16, x.n, scratch_.rounded);
-    return {scratch_.rounded, nullptr, x.n};
+    widen_half(kernels_, tensor.dtype, scratch.u16, x.n, scratch.rounded);
+    return {scratch.rounded, nullptr, x.n};
   }
 
   const Kernels& kernels_;
   std::span<const Tensor> tensors_;
   double weight_;
-  Scratch& scratch_;
 };
 
 // Throws NonFinite where a value would not be finite in its tensor's dtype.
@@ -323,7 +309,7 @@ class FiniteSink : public Sink {
  public:
   explicit FiniteSink(std::span<const Tensor> tensors) : tensors_(tensors) {}
 
-  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk x) override {
+  void put(size_t tensor, uint64_t at, const uint32_t* positions, Chunk x, Scratch&) override {
     const Dtype dtype = tensors_[tensor].dtype;
     for (size_t i = 0; i < x.n; ++i) {
       const double value = x.f32 ? static_cast<double>(x.f32[i]) : x.f64[i];
@@ -358,7 +344,7 @@ class LargestSink : public Sink {
     return true;
   }
 
-  void put(size_t tensor, uint64_t, const uint32_t*, Chunk x) override {
+  void put(size_t tensor, uint64_t, const uint32_t*, Chunk x, Scratch&) override {
     double largest = 0;
     for (size_t i = 0; i < x.n; ++i) {
       largest = std::max(largest, std::abs(x.f32 ? static_cast<double>(x.f32[i]) : x.f64[i]));

@@ -9,6 +9,9 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   static constexpr size_t kCount = 16;
+  static void sum(const float* a, const float* b, float* out) {
+    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(a), _mm512_loadu_ps(b)));
+  }
   static __m512i keys(const float* x) {
     return _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi32(0x7fffffff));
   }
@@ -48,6 +51,9 @@ struct Lanes<float> {
 template <>
 struct Lanes<double> {
   static constexpr size_t kCount = 8;
+  static void sum(const double* a, const double* b, double* out) {
+    _mm512_storeu_pd(out, _mm512_add_pd(_mm512_loadu_pd(a), _mm512_loadu_pd(b)));
+  }
   static __m512i keys(const double* x) {
     return _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi64(0x7fffffffffffffff));
   }
@@ -110,6 +116,9 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   static constexpr size_t kCount = 8;
+  static void sum(const float* a, const float* b, float* out) {
+    _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(a), _mm256_loadu_ps(b)));
+  }
   static __m256i keys(const float* x) {
     return _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)),
                             _mm256_set1_epi32(0x7fffffff));
@@ -160,6 +169,9 @@ struct Lanes<float> {
 template <>
 struct Lanes<double> {
   static constexpr size_t kCount = 4;
+  static void sum(const double* a, const double* b, double* out) {
+    _mm256_storeu_pd(out, _mm256_add_pd(_mm256_loadu_pd(a), _mm256_loadu_pd(b)));
+  }
   static __m256i keys(const double* x) {
     return _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)),
                             _mm256_set1_epi64x(0x7fffffffffffffff));

@@ -175,9 +175,10 @@ void count_digits_f64(const double* x, size_t n, uint64_t prefix, unsigned shift
   count_digits<uint64_t>(x, n, prefix, shift, bins);
 }
 
-template <class Float, class Key>
+// Calls make(start, length) before those elements of x are read.
+template <class Float, class Key, class Make>
 size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t first,
-               uint32_t* positions, Float* values) {
+               uint32_t* positions, Float* values, Make make) {
   uint64_t left = *ties;
   size_t kept = 0;
   const auto keep = [&](size_t i) {
@@ -197,7 +198,7 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
       unsigned chosen[kGroup];
       unsigned any = 0;
       for (size_t v = 0; v < kGroup; ++v) {
-        ask_to_read(x + i + v * L::kCount, L::kCount * sizeof(Float));
+        make(i + v * L::kCount, L::kCount);
         chosen[v] = L::above(L::keys(x + i + v * L::kCount), threshold);
         any |= chosen[v];
       }
@@ -211,6 +212,7 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
     }
   }
   for (; i + L::kCount <= n; i += L::kCount) {
+    make(i, L::kCount);
     const auto keys = L::keys(x + i);
     unsigned chosen = L::above(keys, threshold);
     unsigned equal = L::equal(keys, threshold);
@@ -227,22 +229,56 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
 #else
   constexpr size_t kBlock = 16;
   for (; i + kBlock <= n; i += kBlock) {
+    make(i, kBlock);
     if (static_cast<Key>(max_key<SignedOf<Key> >(x + i, kBlock)) < threshold) continue;
     for (size_t j = 0; j < kBlock; ++j) keep(i + j);
   }
 #endif
+  make(i, n - i);
   for (; i < n; ++i) keep(i);
   *ties = left;
   return kept;
 }
 
+template <class Float, class Key>
+size_t compact_from(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t first,
+                    uint32_t* positions, Float* values) {
+  return compact(x, n, threshold, ties, first, positions, values, [&](size_t start, size_t length) {
+    ask_to_read(x + start, length * sizeof(Float));
+  });
+}
+
+template <class Float, class Key>
+size_t compact_sum(const Float* a, const Float* b, Float* out, size_t n, Key threshold,
+                   uint64_t* ties, uint32_t first, uint32_t* positions, Float* values) {
+  return compact<Float>(out, n, threshold, ties, first, positions, values,
+                        [&](size_t start, size_t length) {
+                          ask_to_read(a + start, length * sizeof(Float));
+                          ask_to_read(b + start, length * sizeof(Float));
+                          ask_to_write(out + start, length * sizeof(Float));
+#if defined(FEDCODEC_LANES)
+                          using L = Lanes<Float>;
+                          if (length == L::kCount) return L::sum(a + start, b + start, out + start);
+#endif
+                          for (size_t i = start; i < start + length; ++i) out[i] = a[i] + b[i];
+                        });
+}
+
 size_t compact_f32(const float* x, size_t n, uint32_t threshold, uint64_t* ties, uint32_t first,
                    uint32_t* positions, float* values) {
-  return compact(x, n, threshold, ties, first, positions, values);
+  return compact_from(x, n, threshold, ties, first, positions, values);
 }
 size_t compact_f64(const double* x, size_t n, uint64_t threshold, uint64_t* ties, uint32_t first,
                    uint32_t* positions, double* values) {
-  return compact(x, n, threshold, ties, first, positions, values);
+  return compact_from(x, n, threshold, ties, first, positions, values);
+}
+size_t compact_sum_f32(const float* a, const float* b, float* out, size_t n, uint32_t threshold,
+                       uint64_t* ties, uint32_t first, uint32_t* positions, float* values) {
+  return compact_sum(a, b, out, n, threshold, ties, first, positions, values);
+}
+size_t compact_sum_f64(const double* a, const double* b, double* out, size_t n, uint64_t threshold,
+                       uint64_t* ties, uint32_t first, uint32_t* positions, double* values) {
+  return compact_sum(a, b, out, n, threshold, ties, first, positions, values);
 }
 
 template <class Float, class Key>

@@ -30,6 +30,7 @@ from .errors import BackendError, DecodeError, FedcodecError, NonFiniteError, Sp
 from .feedback import ErrorFeedback
 from .information import info
 from .limits import Limits
+from .ops import get_num_threads, set_num_threads
 from .pipeline import PayloadInfo, decode, inspect
 from .registry import from_config, register
 from .shared import MaskBits, Shared
@@ -72,9 +73,11 @@ __all__ = [
     "decode",
     "digest",
     "from_config",
+    "get_num_threads",
     "info",
     "inspect",
     "ops",
     "parse",
     "register",
+    "set_num_threads",
 ]

@@ -10,7 +10,7 @@ from . import ops
 
 
 def info() -> dict[str, Any]:
-    """Return versions, the instruction sets with the active one, and the state of CUDA.
+    """Return versions, the instruction sets with the active one, the number of threads, and the state of CUDA.
 
     Examples
     --------
@@ -25,6 +25,7 @@ def info() -> dict[str, Any]:
         "machine": platform.machine(),
         "instruction_sets": ops.available(),
         "active": ops.active(),
+        "threads": ops.get_num_threads(),
         "cuda": "the CUDA module is not built",
     }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "fedcodec/body.h"
+#include "fedcodec/threads.h"
 
 namespace {
 
@@ -179,6 +180,7 @@ std::vector<uint8_t> valid_body(const std::vector<uint8_t>& prefix, std::mt19937
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  set_thread_count(3);
   const size_t prefix = std::min(size, kPrefix);
   Case chosen(data, prefix);
   // A buffer of its own, so that a sanitizer sees a read beyond it.

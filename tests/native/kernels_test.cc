@@ -170,8 +170,9 @@ std::vector<uint32_t> clusters(size_t n, uint32_t large) {
 size_t bit_bytes(size_t bits) { return (bits + 7) / 8; }
 
 void test_selection_f32(size_t n, int pattern, const std::string& what) {
-  Buffer<float> x(n);
+  Buffer<float> x(n), y(n);
   fill(x, pattern);
+  fill(y, pattern);
   compare("max_key_f32 " + what,
           [&](const Kernels& k, Output& out) { out.add(k.max_key_f32(x, n)); });
   const uint32_t pivot = n == 0 ? 0 : key_of(x[below(n)]);
@@ -195,7 +196,15 @@ void test_selection_f32(size_t n, int pattern, const std::string& what) {
         out.add(ties);
         out.add<uint32_t>(positions, m);
         out.add<float>(values, m);
-        const size_t left = k.refine_f32(pivot, allowed / 2, positions, values, m);
+        Buffer<float> sums(n);
+        ties = allowed;
+        const size_t summed =
+            k.compact_sum_f32(x, y, sums, n, threshold, &ties, 7, positions, values);
+        out.add(ties);
+        out.add<float>(sums, n);
+        out.add<uint32_t>(positions, summed);
+        out.add<float>(values, summed);
+        const size_t left = k.refine_f32(pivot, allowed / 2, positions, values, summed);
         out.add<uint32_t>(positions, left);
         out.add<float>(values, left);
       });
@@ -204,8 +213,9 @@ void test_selection_f32(size_t n, int pattern, const std::string& what) {
 }
 
 void test_selection_f64(size_t n, int pattern, const std::string& what) {
-  Buffer<double> x(n);
+  Buffer<double> x(n), y(n);
   fill(x, pattern);
+  fill(y, pattern);
   compare("max_key_f64 " + what,
           [&](const Kernels& k, Output& out) { out.add(k.max_key_f64(x, n)); });
   const uint64_t pivot = n == 0 ? 0 : key_of(x[below(n)]);
@@ -229,7 +239,15 @@ void test_selection_f64(size_t n, int pattern, const std::string& what) {
         out.add(ties);
         out.add<uint32_t>(positions, m);
         out.add<double>(values, m);
-        const size_t left = k.refine_f64(pivot, allowed / 2, positions, values, m);
+        Buffer<double> sums(n);
+        ties = allowed;
+        const size_t summed =
+            k.compact_sum_f64(x, y, sums, n, threshold, &ties, 7, positions, values);
+        out.add(ties);
+        out.add<double>(sums, n);
+        out.add<uint32_t>(positions, summed);
+        out.add<double>(values, summed);
+        const size_t left = k.refine_f64(pivot, allowed / 2, positions, values, summed);
         out.add<uint32_t>(positions, left);
         out.add<double>(values, left);
       });

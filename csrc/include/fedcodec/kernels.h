@@ -19,6 +19,9 @@ struct Grid {
   size_t channels;
 };
 
+// Codes of so many bits go from -levels to levels.
+constexpr int levels_of(unsigned bits) { return (1 << (bits - 1)) - 1; }
+
 // Keys the random words of stochastic rounding; `first` is the number of the first value of the
 // call.
 struct Draw {
@@ -51,6 +54,13 @@ struct Kernels {
                         uint32_t first, uint32_t* positions, float* values);
   size_t (*compact_f64)(const double* x, size_t n, uint64_t threshold, uint64_t* ties,
                         uint32_t first, uint32_t* positions, double* values);
+  // The same of a + b, which goes to `out`.
+  size_t (*compact_sum_f32)(const float* a, const float* b, float* out, size_t n,
+                            uint32_t threshold, uint64_t* ties, uint32_t first, uint32_t* positions,
+                            float* values);
+  size_t (*compact_sum_f64)(const double* a, const double* b, double* out, size_t n,
+                            uint64_t threshold, uint64_t* ties, uint32_t first, uint32_t* positions,
+                            double* values);
   // The same, in place, of n positions and values that were kept before.
   size_t (*refine_f32)(uint32_t threshold, uint64_t ties, uint32_t* positions, float* values,
                        size_t n);

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 
@@ -36,13 +35,23 @@ enum class Interpolation { kLinear, kLower, kHigher };
 Cut<uint32_t> topk_threshold(const Kernels& kernels, Parts<float> parts, uint64_t k);
 Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64_t k);
 
-// Called before n elements of a part from `at` on are read, perhaps more than once.
-using Ready = std::function<void(size_t part, size_t at, size_t n)>;
+// Where top-k's elements are not there yet: it makes them when they are first read. Several threads
+// may call it at once, for different elements.
+template <class Float>
+class Maker {
+ public:
+  virtual ~Maker() = default;
+  // Makes n elements of a part from `at` on, which may have been made before.
+  virtual void make(size_t part, size_t at, size_t n) = 0;
+  // Makes them and keeps what the kernel of that name does.
+  virtual size_t compact(size_t part, size_t at, size_t n, Cut<KeyOf<Float>>& cut, uint32_t first,
+                         uint32_t* positions, Float* values) = 0;
+};
 
-// What that cut keeps, of at most so many elements; reads them about once.
+// What that cut keeps, of at most so many elements; reads them about once. The maker may be null.
 constexpr uint64_t kMostInOnePass = uint64_t{1} << 32;
-TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, const Ready& ready);
-TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, const Ready& ready);
+TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker);
+TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, Maker<double>* maker);
 
 // The key of element `rank` (from 0, below the number of elements) of the magnitudes in ascending
 // order.

@@ -26,6 +26,11 @@ using KeyOf = std::conditional_t<std::is_same_v<Float, float>, uint32_t, uint64_
                         uint32_t first, uint32_t* positions, Float* values) {                      \
     return k.compact_##suffix(x, n, threshold, &ties, first, positions, values);                   \
   }                                                                                                \
+  inline size_t compact_sum(const Kernels& k, const Float* a, const Float* b, Float* out,          \
+                            size_t n, Key threshold, uint64_t& ties, uint32_t first,               \
+                            uint32_t* positions, Float* values) {                                  \
+    return k.compact_sum_##suffix(a, b, out, n, threshold, &ties, first, positions, values);       \
+  }                                                                                                \
   inline size_t refine(const Kernels& k, Key threshold, uint64_t ties, uint32_t* positions,        \
                        Float* values, size_t n) {                                                  \
     return k.refine_##suffix(threshold, ties, positions, values, n);                               \

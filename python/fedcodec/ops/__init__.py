@@ -62,6 +62,7 @@ __all__ = [
     "dequantize_int8",
     "dequantize_kbit",
     "draw_seed",
+    "get_num_threads",
     "mean_magnitude",
     "narrow",
     "pack_codes",
@@ -75,6 +76,7 @@ __all__ = [
     "quantize_kbit",
     "random_positions",
     "scatter",
+    "set_num_threads",
     "topk",
     "topk_threshold",
     "unpack_codes",
@@ -88,6 +90,7 @@ __all__ = [
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
 _MAX_SIZE = (1 << 63) - 1
+_MOST_THREADS = 1024
 _MOST_SPARSE = 1 << 48  # even empty, every 2^31 elements take two bytes
 
 
@@ -161,7 +164,7 @@ def backend() -> ModuleType:
     Raises
     ------
     BackendError
-        If ``FEDCODEC_ISA`` names none that can be used here.
+        If ``FEDCODEC_ISA`` names none that can be used here, or ``FEDCODEC_NUM_THREADS`` is no number of threads.
 
     Examples
     --------
@@ -170,6 +173,7 @@ def backend() -> ModuleType:
     True
     """
     if _backend is None:
+        get_num_threads()
         use(os.environ.get("FEDCODEC_ISA") or available()[-1])
     return cast(ModuleType, _backend)
 
@@ -191,6 +195,64 @@ def active() -> str:
     if backend() is reference:
         return "reference"
     return str(cast(ModuleType, _native()).isa())
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call may use, the caller's counted.
+
+    Unless `set_num_threads` has said otherwise, it is what the environment variable ``FEDCODEC_NUM_THREADS`` says, else
+    ``OMP_NUM_THREADS``, else the number of processors that this process may run on. Without a native module it is 1.
+
+    Raises
+    ------
+    BackendError
+        If ``FEDCODEC_NUM_THREADS`` is not a number from 1 to 1024.
+
+    Examples
+    --------
+    >>> import fedcodec as fc
+    >>> fc.get_num_threads() >= 1
+    True
+    """
+    native = _native()
+    if native is None:
+        return 1
+    try:
+        return int(native.num_threads())
+    except ValueError as error:
+        raise BackendError(str(error)) from None
+
+
+def set_num_threads(number: int) -> None:
+    """Set how many threads a call may use, the caller's counted; every number gives the same bytes.
+
+    The threads are one pool of the process. They start with the first call that has work for them, from some hundred
+    thousand values on, sleep between calls, and are shared by calls made at the same time, so that no more than this
+    number run unless more threads call. A forked process starts its own. The reference backend uses the caller's only.
+
+    Parameters
+    ----------
+    number : int
+        From 1, all work in the calling thread, to 1024.
+
+    Raises
+    ------
+    TypeError
+        If the number is not an integer.
+    ValueError
+        If it is out of range.
+
+    Examples
+    --------
+    >>> import fedcodec as fc
+    >>> before = fc.get_num_threads()
+    >>> fc.set_num_threads(2)
+    >>> fc.set_num_threads(before)
+    """
+    count = _integer("number", number, 1, _MOST_THREADS)
+    native = _native()
+    if native is not None:
+        native.set_num_threads(count)
 
 
 # --- arguments ----------------------------------------------------------------------------------------------------

@@ -96,12 +96,13 @@ def run_study(
     cells = [(text, seed) for text in texts for seed in seeds]
     notify = on_round or (lambda codec, seed: None)
     if jobs == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        threads, own = torch.get_num_threads(), fc.get_num_threads()
+        _hold_to_one_thread()
         try:
             return [simulate(settings, *cell, on_round=partial(notify, *cell)) for cell in cells]
         finally:
             torch.set_num_threads(threads)
+            fc.set_num_threads(own)
     context = multiprocessing.get_context("spawn")
     counters = context.Array("i", len(cells), lock=False)
     lifeline, held = context.Pipe(duplex=False)
@@ -138,10 +139,15 @@ def _watch(
                 seen[number] += 1
 
 
+def _hold_to_one_thread() -> None:
+    torch.set_num_threads(1)
+    fc.set_num_threads(1)
+
+
 def _start_worker(counters: Array[c_int], lifeline: Connection) -> None:
     global _counters
     _counters = counters
-    torch.set_num_threads(1)
+    _hold_to_one_thread()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # a terminal sends it to the parent too, who decides

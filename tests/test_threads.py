@@ -1,0 +1,411 @@
+"""Threads: the same bytes for any number of them, no more than are wanted, and none that a fork leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedcodec as fc
+from fedcodec import ops, testing
+
+pytest.importorskip("fedcodec._native", reason="only native kernels have threads")
+pytestmark = pytest.mark.native
+native_backend = pytest.mark.skipif(
+    ops.active() == "reference", reason="the reference backend uses the caller's thread only"
+)
+TASKS = Path("/proc/self/task")
+linux = pytest.mark.skipif(not TASKS.exists(), reason="threads are counted in /proc")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    before = fc.get_num_threads()
+    yield
+    fc.set_num_threads(before)
+
+
+def large(seed: int = 0, dtype: type = np.float32) -> dict[str, np.ndarray]:
+    """Tensors that ranges cut in the middle, small ones between them."""
+    rng = np.random.default_rng(seed)
+    sizes = {"w": 700_001, "b.bias": 5, "empty": 0, "v": 333_333, "u": 270_000}
+    return {
+        name: (rng.standard_t(4, size) * 0.01).astype(dtype) for name, size in sizes.items()
+    } | {"conv": (rng.standard_t(4, (30, 9, 1000)) * 0.01).astype(dtype)}
+
+
+def on_threads(run):
+    """What it gives on one thread, on two and on seven."""
+    outcomes = []
+    for number in (1, 2, 7):
+        fc.set_num_threads(number)
+        outcomes.append(run())
+    return outcomes
+
+
+CODECS = [
+    "raw",
+    "int8",
+    "int8(block_size=None)",
+    "int8(block_size=300000)",
+    "int8(block_size=100)",
+    "int8(stochastic=True)",
+    "kbit(4)",
+    "kbit(3, block_size=1000)",
+    "kbit(5, block_size=None, stochastic=True)",
+    "sign",
+    'cast("bfloat16")',
+    "topk(0.01) | int8",
+    "topk(0.001)",
+    'topk(0.1, scope="tensor") | kbit(2)',
+    "topk(0.6) | ternary",
+    "topk(1e-6)",
+    "threshold(value=0.02)",
+    "threshold(percentile=95) | ternary",
+    "randomk(0.05) | int8",
+    "residual(sign; topk(0.01) | int8)",
+    "topk(0.01) | int8 | zstd",
+]
+
+
+CASES = [(text, np.float32) for text in CODECS] + [
+    (text, dtype)
+    for text in ("raw", "int8", "sign", "topk(0.01) | int8")
+    for dtype in (np.float64, np.float16)
+]
+
+
+@native_backend
+@pytest.mark.parametrize(("text", "dtype"), CASES)
+def test_any_number_of_threads_gives_the_same_bytes(text, dtype):
+    update, codec = large(dtype=dtype), fc.parse(text)
+
+    def run():
+        payload = codec.encode(update, seed=5)
+        restored = fc.decode(payload)
+        total = fc.Aggregator(like=update)
+        total.add(payload, weight=0.3)
+        return payload, restored, total.mean()
+
+    one, *others = on_threads(run)
+    for payload, restored, mean in others:
+        assert payload == one[0]
+        assert testing.same(restored, one[1])
+        assert testing.same(mean, one[2])
+
+
+@native_backend
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_channels_of_any_axis(axis):
+    update = {"conv": large()["conv"]}
+    one, *others = on_threads(lambda: fc.Int8(axis=axis).encode(update))
+    assert others == [one, one]
+
+
+@native_backend
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_error_feedback(dtype):
+    def run():
+        feedback = fc.ErrorFeedback("topk(0.01) | int8")
+        payloads = []
+        for seed in range(3):
+            payloads.append(feedback.encode(large(seed, dtype)))
+            feedback.accept()
+        return payloads, feedback.state_dict()["residual"]
+
+    (payloads, residual), *others = on_threads(run)
+    for other, left in others:
+        assert other == payloads
+        assert testing.same(left, residual)
+
+
+N = 1_500_000
+SHAPES = {
+    "all equal": lambda rng: np.ones(N, np.float32),
+    "all zero": lambda rng: np.zeros(N, np.float32),
+    "rising": lambda rng: np.arange(N, dtype=np.float32),
+    "falling": lambda rng: np.arange(N, dtype=np.float32)[::-1].copy(),
+    "few values": lambda rng: rng.integers(-3, 4, N).astype(np.float32),
+    "ties at the end": lambda rng: np.repeat(np.float32([1, 2]), N // 2),
+    "ties at the start": lambda rng: np.repeat(np.float32([2, 1]), N // 2),
+    "sparse": lambda rng: np.where(rng.random(N) < 1e-4, 1, 0).astype(np.float32),
+}
+
+
+@native_backend
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("density", [1e-4, 0.01, 0.3])
+def test_selection_of_ties_and_of_ordered_values(shape, density):
+    values = SHAPES[shape](np.random.default_rng(1))
+    k = int(density * values.size)
+    order = np.argsort(-np.abs(values), kind="stable")[:k]
+    for positions, kept in on_threads(lambda: ops.topk(values, k)):
+        np.testing.assert_array_equal(positions, np.sort(order))
+        np.testing.assert_array_equal(kept, values[positions])
+    expected = np.percentile(np.abs(values), 99, method="lower")
+    assert (
+        on_threads(lambda: ops.percentile_threshold(values, 99, interpolation="lower"))
+        == [expected] * 3
+    )
+
+
+@native_backend
+@pytest.mark.parametrize("text", ["int8", "topk(0.01) | int8", "sign", "raw"])
+def test_the_first_of_several_wrong_elements_is_named(text):
+    update = np.ones(2_000_000, np.float32)
+    update[[300_001, 900_000, 1_999_999]] = np.nan
+
+    def run():
+        with pytest.raises(fc.NonFiniteError) as caught:
+            fc.parse(text).encode(update)
+        return str(caught.value)
+
+    messages = on_threads(run)
+    assert "300001" in messages[0].replace(",", "")
+    assert messages[1:] == messages[:1] * 2
+
+
+@native_backend
+def test_a_flipped_bit_is_found_by_any_number_of_threads():
+    payload = bytearray(fc.Int8().encode(large()))
+    payload[len(payload) // 2] ^= 1
+    target = large()
+
+    def run():
+        with pytest.raises(fc.DecodeError, match="checksum"):
+            fc.decode(payload, out=target)
+
+    on_threads(run)
+    assert testing.same(target, large())
+
+
+# --- how many -------------------------------------------------------------------------------------
+
+
+def report(code: str, **environment: str) -> str:
+    inherited = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+NUMBER = "import fedcodec; print(fedcodec.get_num_threads())"
+
+
+def test_the_environment_says_how_many():
+    assert report(NUMBER, FEDCODEC_NUM_THREADS="3", OMP_NUM_THREADS="5") == "3"
+    assert report(NUMBER, OMP_NUM_THREADS="5") == "5"
+    assert report(NUMBER, OMP_NUM_THREADS="4,2") == "4"
+
+
+@linux
+def test_it_is_as_many_as_processors_otherwise():
+    processors = str(len(os.sched_getaffinity(0)))
+    assert report(NUMBER) == processors
+    assert report(NUMBER, OMP_NUM_THREADS="many") == processors
+    bound = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); {NUMBER}"
+    assert report(bound) == "1"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1025", "3x", " "])
+def test_nonsense_in_the_environment_is_named(text):
+    code = """
+import numpy, fedcodec
+for call in (fedcodec.get_num_threads, lambda: fedcodec.Int8().encode(numpy.ones(9, numpy.float32))):
+    try:
+        call()
+    except fedcodec.BackendError as error:
+        print(error)
+"""
+    lines = report(code, FEDCODEC_NUM_THREADS=text).splitlines()
+    expected = f"FEDCODEC_NUM_THREADS must be a number from 1 to 1024, not '{text}'"
+    if ops.active() == "reference":
+        assert lines[0] == expected
+    else:
+        assert lines == [expected] * 2
+
+
+def test_the_call_says_how_many():
+    fc.set_num_threads(5)
+    assert fc.get_num_threads() == 5
+    assert fc.info()["threads"] == 5
+    fc.set_num_threads(np.int64(2))
+    assert fc.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("number", [0, -1, 1025])
+def test_a_number_out_of_range_is_refused(number):
+    with pytest.raises(ValueError, match="number"):
+        fc.set_num_threads(number)
+
+
+@pytest.mark.parametrize("number", [1.5, "2", None])
+def test_what_is_no_number_is_refused(number):
+    with pytest.raises(TypeError):
+        fc.set_num_threads(number)
+
+
+@linux
+@native_backend
+def test_no_thread_starts_before_there_is_work():
+    code = f"""
+import os, numpy as np, fedcodec as fc
+count = lambda: len(os.listdir({str(TASKS)!r}))
+start = count()
+small, large = np.ones(1000, np.float32), np.ones(2_000_000, np.float32)
+fc.decode(fc.Int8().encode(small))
+after_small = count() - start
+fc.decode(fc.Int8().encode(large))
+print(after_small, count() - start)
+"""
+    assert report(code, FEDCODEC_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1") == "0 0"
+    assert report(code, FEDCODEC_NUM_THREADS="3", OPENBLAS_NUM_THREADS="1") == "0 2"
+
+
+@linux
+@native_backend
+def test_calls_at_the_same_time_share_the_threads():
+    code = f"""
+import os, numpy as np, fedcodec as fc
+from concurrent.futures import ThreadPoolExecutor
+codec, update = fc.parse("topk(0.01) | int8"), np.random.default_rng(0).normal(size=2_000_000)
+expected = codec.encode(update)
+with ThreadPoolExecutor(4) as callers:
+    assert set(callers.map(lambda _: codec.encode(update), range(40))) == {{expected}}
+    print(len(os.listdir({str(TASKS)!r})) - 5)
+"""
+    assert report(code, FEDCODEC_NUM_THREADS="3", OPENBLAS_NUM_THREADS="1") == "2"
+
+
+@native_backend
+def test_callers_of_many_threads_get_their_own_results():
+    fc.set_num_threads(3)
+    updates = [large(seed) for seed in range(4)]
+    codec = fc.parse("topk(0.01) | int8")
+    expected = [codec.encode(update) for update in updates]
+    stop = threading.Event()
+
+    def change_the_number():
+        while not stop.is_set():
+            for number in (1, 2, 5):
+                fc.set_num_threads(number)
+
+    changing = threading.Thread(target=change_the_number)
+    changing.start()
+    try:
+        with ThreadPoolExecutor(4) as callers:
+            for _ in range(10):
+                assert list(callers.map(codec.encode, updates)) == expected
+    finally:
+        stop.set()
+        changing.join()
+
+
+@native_backend
+def test_idle_threads_sleep():
+    fc.set_num_threads(4)
+    fc.Int8().encode(large())
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.25
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+
+def in_a_fork(run) -> None:
+    """Run it in a forked process, which may neither hang nor fail."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            run()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@native_backend
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_has_threads_of_its_own():
+    fc.set_num_threads(3)
+    update, codec = large(), fc.parse("topk(0.01) | int8")
+    payload = codec.encode(update)
+
+    def child():
+        before = len(os.listdir(TASKS)) if TASKS.exists() else 0
+        assert codec.encode(update) == payload
+        fc.decode(payload)
+        if TASKS.exists():
+            assert (before, len(os.listdir(TASKS))) == (1, 3)
+
+    in_a_fork(child)
+    in_a_fork(lambda: in_a_fork(child))
+    assert codec.encode(update) == payload
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@native_backend
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_in_the_middle_of_another_threads_call():
+    fc.set_num_threads(3)
+    update, codec = large(), fc.parse("topk(0.01) | int8")
+    payload = codec.encode(update)
+    stop = threading.Event()
+
+    def encode():
+        while not stop.is_set():
+            assert codec.encode(update) == payload
+
+    def child():
+        assert fc.parse("topk(0.01) | int8").encode(update) == payload
+
+    with ThreadPoolExecutor(2) as callers:
+        busy = [callers.submit(encode) for _ in range(2)]
+        try:
+            for _ in range(10):
+                in_a_fork(child)
+        finally:
+            stop.set()
+        for call in busy:
+            call.result()
+
+
+# --- beside torch ---------------------------------------------------------------------------------
+
+
+@linux
+@native_backend
+def test_torchs_threads_stay_torchs():
+    pytest.importorskip("torch")
+    code = f"""
+import os, torch, fedcodec as fc
+count = lambda: len(os.listdir({str(TASKS)!r}))
+torch.set_num_threads(2)
+update = torch.randn(1500, 1500)
+update @ update
+before = count()
+payload = fc.Int8().encode(update)
+after = count()
+for _ in range(3):
+    update @ update
+    assert fc.Int8().encode(update) == payload
+print(after - before, count() - before, torch.get_num_threads())
+"""
+    assert report(code, FEDCODEC_NUM_THREADS="3") == "2 2 2"
