@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -220,7 +221,8 @@ class Shortlist {
 
   std::vector<std::span<const Float>> values() const {
     std::vector<std::span<const Float>> all;
-    for (const auto& found : found_) all.push_back(found.values());
+    std::transform(found_.begin(), found_.end(), std::back_inserter(all),
+                   [](const auto& found) { return found.values(); });
     return all;
   }
 

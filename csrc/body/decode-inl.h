@@ -199,7 +199,7 @@ class Decoder {
     while (start + tensors_[members[unfinished]].n <= begin)
       start += size_of(members[unfinished++]);
     scratch.written = begin - start;
-    const auto finish = [&]() {
+    const auto finish = [&] {
       const uint64_t n = tensors_[members[unfinished]].n;
       sink.finish(members[unfinished], std::min(n, end - start), scratch);
       start += n;
