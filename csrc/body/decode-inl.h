@@ -63,7 +63,9 @@ class Decoder {
       parsed.bound *= kRoundings;
       return parsed;
     }
-    for (const Group& group : groups_of(tensors_, floats, coder.select)) {
+    const std::vector<Group> groups = groups_of(tensors_, floats, coder.select);
+    parsed.groups.reserve(groups.size());
+    for (const Group& group : groups) {
       if (group.n == 0) continue;
       parsed.groups.push_back(parse_group(coder, group, in));
       parsed.bound = std::max(parsed.bound, parsed.groups.back().values.bound);

@@ -88,6 +88,7 @@ struct Group {
 
 std::vector<size_t> floats_of(const Plan& plan, const Segment& segment, bool wanted) {
   std::vector<size_t> found;
+  found.reserve(segment.tensors.size());
   for (size_t i : segment.tensors) {
     if (is_float(plan.tensors[i].dtype) == wanted) found.push_back(i);
   }
@@ -113,6 +114,7 @@ std::vector<Group> groups_of(std::span<const Tensor> tensors, std::span<const si
   if (select.flat && !floats.empty()) {
     groups.push_back(group_of(tensors, floats));
   } else {
+    groups.reserve(floats.size());
     for (size_t i = 0; i < floats.size(); ++i) {
       groups.push_back(group_of(tensors, floats.subspan(i, 1)));
     }
@@ -132,20 +134,20 @@ struct Layout {
 
 Grid grid_of(const Quantize& quantize, const Tensor& tensor, uint64_t m) {
   switch (quantize.granularity) {
-    case Quantize::Granularity::kBlock: {
-      const uint64_t block = std::min(quantize.size, m);
-      return {block, ceil_div(m, block)};
-    }
+    case Quantize::Granularity::kBlock:
+      if (quantize.size < m) return {quantize.size, ceil_div(m, quantize.size)};
+      break;
     case Quantize::Granularity::kChannel:
       if (quantize.size < tensor.shape.size()) {
         const auto axis = tensor.shape.begin() + static_cast<ptrdiff_t>(quantize.size);
         return {std::accumulate(axis + 1, tensor.shape.end(), uint64_t{1}, std::multiplies<>()),
                 *axis};
       }
-      [[fallthrough]];
+      break;
     default:
-      return {m, 1};
+      break;
   }
+  return {m, 1};
 }
 
 // Both sides know m > 0, so nothing on the wire marks what travels as it is.
