@@ -11,6 +11,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from bodies import Bodies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from fedcodec import body
 from fedcodec.errors import DecodeError
 from fedcodec.ops import reference
 
+BODIES = Bodies(body, ops=reference)
 F32, F16, BF16, F64, I8, I32, I64, U64, BOOL = 1, 2, 3, 4, 8, 10, 11, 15, 16
 ITEM = {F32: 4, F16: 2, BF16: 2, F64: 8, I8: 1, I32: 4, I64: 8, U64: 8, BOOL: 1}
 F32_MAX = float(np.finfo(np.float32).max)
@@ -79,14 +81,14 @@ def for_decoding(coder):
 
 def encode(tensors, coder, first=0, indices=None):
     indices = list(range(len(tensors))) if indices is None else indices
-    return body.encode(b"", tensors, [(indices, coder)], False, first, ops=reference)
+    return BODIES.encode(b"", tensors, [(indices, coder)], False, first)
 
 
 def decode(payload, tensors, coder, start=0, stop=None):
     out = blank(tensors)
     stop = len(payload) if stop is None else stop
     segments = [(list(range(len(tensors))), for_decoding(coder))]
-    body.decode(payload, start, stop, out, segments, ops=reference)
+    BODIES.decode(payload, start, stop, out, segments)
     return [array for array, _, _ in out]
 
 
@@ -221,11 +223,11 @@ def test_bytes_worked_out_by_hand(tensors, coder, expected):
 def test_header_seal_and_segments():
     tensors = [tensor(X), tensor(np.array([1], np.int8)), tensor(X * 2)]
     segments = [([2], RAW), ([0, 1], ("coder", None, ("cast", F16)))]
-    payload = body.encode(b"head", tensors, segments, True, ops=reference)
+    payload = BODIES.encode(b"head", tensors, segments, True)
     plain = b"head" + (X * 2).tobytes() + X.astype(np.float16).tobytes() + b"\1"
     assert payload == plain + zlib.crc32(plain).to_bytes(4, "little")
     out = blank(tensors)
-    body.decode(payload, 4, len(payload) - 4, out, segments, ops=reference)
+    BODIES.decode(payload, 4, len(payload) - 4, out, segments)
     assert contents(out) == contents(tensors)
 
 
@@ -331,7 +333,7 @@ def test_round_trip_of_every_coder(number):
             kept = out[i] != 0
             assert np.array_equal(out[i][kept], tensors[i][0][kept])
     segments = [(list(range(len(tensors))), for_decoding(coder))]
-    body.check(payload, 0, len(payload), tensors, segments, ops=reference)
+    BODIES.check(payload, 0, len(payload), tensors, segments)
 
 
 @pytest.mark.parametrize("number", ALL)
@@ -345,8 +347,8 @@ def test_summing_is_decoding_and_summing(number):
     for kind in (np.float32, np.float64):
         kinds = [kind if dtype <= F64 else np.float64 for _, dtype, _ in tensors]
         sums = [np.full(math.prod(t[2]), 0.5, k) for t, k in zip(tensors, kinds, strict=True)]
-        bounds = body.accumulate(
-            payload, 0, len(payload), described, segments, sums, 0.7, (0.0, 0.0), ops=reference
+        bounds = BODIES.accumulate(
+            payload, 0, len(payload), described, segments, sums, 0.7, (0.0, 0.0)
         )
         for got, array, (_, dtype, _), k in zip(sums, out, tensors, kinds, strict=True):
             values = (
@@ -635,16 +637,14 @@ def refused(payload, tensors, coder):
     before = contents(out)
     segments = [(list(range(len(tensors))), for_decoding(coder))]
     with pytest.raises(DecodeError) as caught:
-        body.decode(payload, 0, len(payload), out, segments, ops=reference)
+        BODIES.decode(payload, 0, len(payload), out, segments)
     assert contents(out) == before
     sums = [np.ones(math.prod(shape), np.float64) for _, _, shape in tensors]
     with pytest.raises(DecodeError):
-        body.accumulate(
-            payload, 0, len(payload), out, segments, sums, 1.0, (0.0, 0.0), ops=reference
-        )
+        BODIES.accumulate(payload, 0, len(payload), out, segments, sums, 1.0, (0.0, 0.0))
     assert all((total == 1).all() for total in sums)
     with pytest.raises(DecodeError):
-        body.check(payload, 0, len(payload), out, segments, ops=reference)
+        BODIES.check(payload, 0, len(payload), out, segments)
     return caught.value
 
 
@@ -711,7 +711,7 @@ def test_a_sum_of_finite_terms_that_is_infinite():
 
 def error_of(call, *arguments):
     try:
-        call(*arguments, ops=reference)
+        call(*arguments)
     except DecodeError as error:
         return error
     return None
@@ -728,14 +728,14 @@ def test_damage_is_refused_or_decodes(number):
         out = blank(tensors)
         before = contents(out)
         with pytest.raises(DecodeError):
-            body.decode(payload[:cut], 0, cut, out, segments, ops=reference)
+            BODIES.decode(payload[:cut], 0, cut, out, segments)
         assert contents(out) == before
     for flip in range(number % 29, 8 * len(payload), 29):
         damaged = bytearray(payload)
         damaged[flip // 8] ^= 1 << flip % 8
         out = blank(tensors)
         before = contents(out)
-        error = error_of(body.decode, damaged, 0, len(damaged), out, segments)
+        error = error_of(BODIES.decode, damaged, 0, len(damaged), out, segments)
         if error is not None:
             assert contents(out) == before
             assert 0 <= error.offset <= len(payload)
@@ -752,7 +752,7 @@ def test_damage_is_refused_or_decodes(number):
 def test_noise_raises_nothing_but_decode_errors(payload, number):
     tensors = update()
     segments = [(list(range(len(tensors))), for_decoding(coders(tensors)[number]))]
-    error = error_of(body.check, payload, 0, len(payload), tensors, segments)
+    error = error_of(BODIES.check, payload, 0, len(payload), tensors, segments)
     assert error is None or 0 <= error.offset <= len(payload)
 
 
@@ -802,18 +802,16 @@ def test_a_sum_that_could_leave_float32_adds_nothing():
     total = f32(7)
     for weight, bound in ((2.0, 0.0), (-2.0, 0.0), (1.0, 1e38), (1.0, math.inf)):
         with pytest.raises(DecodeError):
-            body.accumulate(
-                payload, 0, 4, described, segments, [total], weight, (bound, 0.0), ops=reference
-            )
+            BODIES.accumulate(payload, 0, 4, described, segments, [total], weight, (bound, 0.0))
         assert total.tolist() == [7]
     wide = np.ones(1)
     arguments = (payload, 0, 4, described, segments, [wide], 2.0, (F32_MAX, 1.0))
-    bounds = body.accumulate(*arguments, ops=reference)
+    bounds = BODIES.accumulate(*arguments)
     assert bounds == (F32_MAX, wide[0])
     assert wide[0] == 1 + 2 * float(np.float32(3e38))
     # Infinite in float32 before the weight makes it small.
     with pytest.raises(DecodeError):
-        body.accumulate(
+        BODIES.accumulate(
             struct.pack("<d", 1e39),
             0,
             8,
@@ -822,14 +820,11 @@ def test_a_sum_that_could_leave_float32_adds_nothing():
             [total],
             1e-9,
             (0.0, 0.0),
-            ops=reference,
         )
     assert total.tolist() == [7]
     huge = struct.pack("<d", 1e308)
     with pytest.raises(DecodeError):
-        body.accumulate(
-            huge, 0, 8, [(None, F64, (1,))], segments, [wide], 10.0, (0.0, 0.0), ops=reference
-        )
+        BODIES.accumulate(huge, 0, 8, [(None, F64, (1,))], segments, [wide], 10.0, (0.0, 0.0))
 
 
 def test_integers_and_bools_are_summed_in_float64():
@@ -843,6 +838,6 @@ def test_integers_and_bools_are_summed_in_float64():
     payload = encode(tensors, RAW)
     segments = [([0, 1, 2], RAW)]
     arguments = (payload, 0, len(payload), tensors, segments, sums, 0.5, (0.0, 0.0))
-    assert body.accumulate(*arguments, ops=reference) == (0, 0)
+    assert BODIES.accumulate(*arguments) == (0, 0)
     for total, array in zip(sums, arrays, strict=True):
         assert total.tolist() == [1 + 0.5 * float(int(v)) for v in array]

@@ -10,6 +10,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,25 +20,35 @@ namespace fedcodec::bindings {
 
 namespace py = pybind11;
 
-// A 1-D array whose elements lie side by side in the machine's byte order.
-class Vector {
+// A NumPy array whose elements lie side by side, row by row, in the machine's byte order.
+class Elements {
  public:
-  Vector(py::handle object, const char* what) : array_(to_array(object, what)) {
+  Elements(py::handle object, const char* what) : array_(to_array(object, what)) {
     const int flags = py::detail::array_proxy(array_.ptr())->flags;
     const bool plain = (flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0 &&
                        (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
     const char order = array_.dtype().byteorder();
-    if (array_.ndim() != 1 || !plain || (order != '=' && order != '|')) refuse(object, what);
+    if (!plain || (order != '=' && order != '|')) refuse(object, what);
   }
 
   bool is(char kind, size_t item_size) const {
     return array_.dtype().kind() == kind && static_cast<size_t>(array_.itemsize()) == item_size;
   }
+  bool is_float() const { return array_.dtype().kind() == 'f'; }
   size_t size() const { return static_cast<size_t>(array_.size()); }
+  size_t item_size() const { return static_cast<size_t>(array_.itemsize()); }
   size_t nbytes() const { return static_cast<size_t>(array_.nbytes()); }
   bool writable() const { return array_.writeable(); }
   // Read-only memory is never written to: callers ask `writable` first.
   void* data() const { return const_cast<void*>(array_.data()); }
+
+ protected:
+  bool is_vector() const { return array_.ndim() == 1; }
+  [[noreturn]] static void refuse(py::handle object, const char* what,
+                                  const char* wanted = "a contiguous NumPy array") {
+    throw py::type_error(std::string(what) + " must be " + wanted + ", not " +
+                         std::string(py::str(py::type::handle_of(object))));
+  }
 
  private:
   // A default py::array would be a new NumPy array.
@@ -46,13 +57,14 @@ class Vector {
     return py::reinterpret_borrow<py::array>(object);
   }
 
-  [[noreturn]] static void refuse(py::handle object, const char* what) {
-    throw py::type_error(std::string(what) +
-                         " must be a contiguous one-dimensional NumPy array, not " +
-                         std::string(py::str(py::type::handle_of(object))));
-  }
-
   py::array array_;
+};
+
+class Vector : public Elements {
+ public:
+  Vector(py::handle object, const char* what) : Elements(object, what) {
+    if (!is_vector()) refuse(object, what, "a contiguous one-dimensional NumPy array");
+  }
 };
 
 // The bytes of any object with a contiguous buffer, held as long as this lives.
@@ -115,61 +127,128 @@ inline uint64_t to_u64(py::handle object, const char* what) {
   return value;
 }
 
-// Describes plain arrays in one pass: their dtypes and shapes as bytes, and 1-D arrays over their
-// memory, held as the wire holds them. None unless each is contiguous, aligned, in the machine's
-// byte order, of a dtype of the wire and, if asked, writable, and no two share memory with each
-// other or with `source`: then arrays.py looks closer.
-inline py::object flatten(const py::list& arrays, const py::object& source, bool writable) {
+// What DLPack's capsules named "dltensor" hold first; the layout is frozen.
+struct DlTensor {
+  void* data;
+  int32_t device_type;
+  int32_t device_id;
+  int32_t ndim;
+  uint8_t code;
+  uint8_t bits;
+  uint16_t lanes;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+
+// One array as it lies in memory; `kind` is NumPy's letter, or B for bfloat16.
+struct Plain {
+  char kind;
+  size_t item_size;
+  std::span<const Py_ssize_t> shape;
+  void* data;
+  size_t nbytes;
+};
+
+inline std::optional<Plain> plain_array(PyObject* object, bool writable) {
+  using Api = py::detail::npy_api;
+  const int needed = Api::NPY_ARRAY_C_CONTIGUOUS_ | Api::NPY_ARRAY_ALIGNED_ |
+                     (writable ? Api::NPY_ARRAY_WRITEABLE_ : 0);
+  const py::array array = py::reinterpret_borrow<py::array>(object);
+  const py::dtype dtype = array.dtype();
+  const char order = dtype.byteorder(), kind = dtype.kind();
+  const auto size = static_cast<size_t>(dtype.itemsize());
+  const bool known = (kind == 'f' && size <= 8) || kind == 'i' || kind == 'u' || kind == 'b';
+  if (!known || (order != '=' && order != '|') ||
+      (py::detail::array_proxy(object)->flags & needed) != needed) {
+    return {};
+  }
+  return Plain{kind,
+               size,
+               {array.shape(), static_cast<size_t>(array.ndim())},
+               const_cast<void*>(array.data()),
+               static_cast<size_t>(array.nbytes())};
+}
+
+inline std::optional<Plain> plain_array(const DlTensor& tensor) {
+  constexpr int32_t kCpu = 1;
+  constexpr std::string_view kKinds = "iuf?B?b";
+  static_assert(sizeof(Py_ssize_t) == sizeof(int64_t));
+  const char kind = tensor.code < kKinds.size() ? kKinds[tensor.code] : '?';
+  if (tensor.device_type != kCpu || kind == '?' || tensor.lanes != 1 || tensor.bits % 8 != 0 ||
+      (kind == 'f' && (tensor.bits < 16 || tensor.bits > 64))) {
+    return {};
+  }
+  int64_t n = 1;
+  bool contiguous = true;
+  for (int32_t i = tensor.ndim; i-- > 0; n *= tensor.shape[i]) {
+    contiguous &= tensor.strides == nullptr || tensor.strides[i] == n || tensor.shape[i] == 1;
+  }
+  const size_t size = tensor.bits / 8;
+  void* const data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  if (n > 0 && (!contiguous || reinterpret_cast<uintptr_t>(data) % size != 0)) return {};
+  return Plain{
+      kind,
+      size,
+      {reinterpret_cast<const Py_ssize_t*>(tensor.shape), static_cast<size_t>(tensor.ndim)},
+      data,
+      static_cast<size_t>(n) * size};
+}
+
+// The memory of a capsule as a NumPy array: floats, the bits of 16-bit floats, or bytes.
+inline py::object array_over(py::handle capsule, const Plain& plain) {
   const auto& numpy = py::detail::npy_api::get();
-  const int needed = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
-                     py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
-                     (writable ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0);
-  const py::dtype f32 = py::dtype::of<float>(), f64 = py::dtype::of<double>(),
-                  half = py::dtype::of<uint16_t>(), byte = py::dtype::of<uint8_t>();
+  py::dtype dtype = plain.kind != 'f' && plain.kind != 'B' ? py::dtype::of<uint8_t>()
+                    : plain.item_size == 2                 ? py::dtype::of<uint16_t>()
+                    : plain.item_size == 4                 ? py::dtype::of<float>()
+                                                           : py::dtype::of<double>();
+  const auto n = static_cast<Py_intptr_t>(plain.nbytes) / dtype.itemsize();
+  auto array = py::reinterpret_steal<py::object>(
+      numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(), 1, &n, nullptr,
+                                  plain.data, py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr));
+  if (!array || numpy.PyArray_SetBaseObject_(array.ptr(), capsule.inc_ref().ptr()) != 0)
+    throw py::error_already_set();
+  return array;
+}
+
+// Looks at NumPy arrays or DLPack's capsules in one pass: their dtypes and shapes as bytes, and
+// NumPy arrays over their memory. None unless each is contiguous, aligned, in the machine's byte
+// order, of a dtype of the wire and, if asked, writable, and no two share memory with each other or
+// with `source`: then arrays.py looks closer.
+inline py::object describe(const py::list& items, const py::object& source, bool writable) {
   using Span = std::pair<uintptr_t, uintptr_t>;
   std::vector<Span> spans;
-  spans.reserve(arrays.size() + 1);
+  spans.reserve(items.size() + 1);
+  const auto add = [&](const void* data, size_t nbytes) {
+    const auto start = reinterpret_cast<uintptr_t>(data);
+    if (nbytes > 0) spans.emplace_back(start, start + nbytes);
+  };
   std::optional<Bytes> bytes;
   if (!source.is_none()) {
     bytes.emplace(source);
-    const auto start = reinterpret_cast<uintptr_t>(bytes->get().data());
-    if (!bytes->get().empty()) spans.emplace_back(start, start + bytes->get().size());
+    add(bytes->get().data(), bytes->get().size());
   }
   std::string described;
-  py::list flat(arrays.size());
-  for (size_t i = 0; i < arrays.size(); ++i) {
-    PyObject* const item = PyList_GET_ITEM(arrays.ptr(), static_cast<Py_ssize_t>(i));
-    if (Py_TYPE(item) != numpy.PyArray_Type_) return py::none();
-    const py::array array = py::reinterpret_borrow<py::array>(item);
-    const int flags = py::detail::array_proxy(item)->flags;
-    const py::dtype dtype = array.dtype();
-    const char order = dtype.byteorder(), kind = dtype.kind();
-    const auto size = dtype.itemsize();
-    const bool is_float = kind == 'f' && size <= 8;
-    if ((flags & needed) != needed || (order != '=' && order != '|') ||
-        !(is_float || kind == 'i' || kind == 'u' || kind == 'b')) {
-      return py::none();
-    }
-    described += {kind, static_cast<char>(size), static_cast<char>(array.ndim())};
-    described.append(reinterpret_cast<const char*>(array.shape()),
-                     static_cast<size_t>(array.ndim()) * sizeof(py::ssize_t));
-    const py::dtype& held = !is_float ? byte : size == 2 ? half : size == 4 ? f32 : f64;
-    const Py_intptr_t n = array.nbytes() / held.itemsize();
-    PyObject* const view = numpy.PyArray_NewFromDescr_(
-        numpy.PyArray_Type_, py::object(held).release().ptr(), 1, &n, nullptr,
-        const_cast<void*>(array.data()), flags & ~py::detail::npy_api::NPY_ARRAY_OWNDATA_, nullptr);
-    if (view == nullptr) throw py::error_already_set();
-    PyList_SET_ITEM(flat.ptr(), static_cast<Py_ssize_t>(i), view);
-    if (numpy.PyArray_SetBaseObject_(view, array.inc_ref().ptr()) != 0)
-      throw py::error_already_set();
-    const auto start = reinterpret_cast<uintptr_t>(array.data());
-    if (n > 0) spans.emplace_back(start, start + static_cast<uintptr_t>(array.nbytes()));
+  py::list arrays(items.size());
+  for (size_t i = 0; i < items.size(); ++i) {
+    const py::object item = items[i];
+    const bool is_array = Py_TYPE(item.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+    if (!is_array && PyCapsule_IsValid(item.ptr(), "dltensor") == 0) return py::none();
+    const auto plain = is_array ? plain_array(item.ptr(), writable)
+                                : plain_array(*static_cast<const DlTensor*>(
+                                      PyCapsule_GetPointer(item.ptr(), "dltensor")));
+    if (!plain) return py::none();
+    described +=
+        {plain->kind, static_cast<char>(plain->item_size), static_cast<char>(plain->shape.size())};
+    described.append(reinterpret_cast<const char*>(plain->shape.data()), plain->shape.size_bytes());
+    arrays[i] = is_array ? item : array_over(item, *plain);
+    add(plain->data, plain->nbytes);
   }
   std::sort(spans.begin(), spans.end());
   const auto overlap = std::adjacent_find(
       spans.begin(), spans.end(), [](Span one, Span next) { return next.first < one.second; });
   if (overlap != spans.end()) return py::none();
-  return py::make_tuple(py::bytes(described), std::move(flat));
+  return py::make_tuple(py::bytes(described), std::move(arrays));
 }
 
 }  // namespace fedcodec::bindings

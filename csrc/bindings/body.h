@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <span>
@@ -17,8 +18,6 @@
 #include "ops.h"
 
 namespace fedcodec::bindings {
-
-enum class Call { kEncode, kDecode, kShapes };
 
 // --- tuples to a plan
 // ------------------------------------------------------------------------------------------------
@@ -76,75 +75,66 @@ inline uint64_t product(std::span<const uint64_t> shape) {
 }
 
 // The type of the values in a float tensor's array.
-inline Dtype held_in(const Vector& array, Dtype dtype) {
+inline Dtype held_in(const Elements& array, Dtype dtype) {
   if (array.is('f', sizeof(float))) return Dtype::kFloat32;
   if (array.is('f', sizeof(double))) return Dtype::kFloat64;
-  if (array.is('u', sizeof(uint16_t)) && item_size(dtype) == sizeof(uint16_t)) return dtype;
+  const bool bits = array.is('u', sizeof(uint16_t)) || array.is('f', sizeof(uint16_t));
+  if (bits && item_size(dtype) == sizeof(uint16_t)) return dtype;
   throw py::type_error(
-      "a float tensor's array must be float32, float64 or the uint16 bits of a half tensor");
+      "a float tensor's array must be float32, float64 or the bits of a half tensor");
 }
 
-inline void set_values(Tensor& tensor, py::handle object, Call call) {
-  const Vector array(object, "a tensor's array");
-  if (is_float(tensor.dtype)) {
+// Where the bytes of a tensor are, in an array of any shape.
+inline void set_values(Tensor& tensor, const Elements& array) {
+  const size_t size = item_size(tensor.dtype);
+  const bool coded = is_float(tensor.dtype);
+  if (coded) {
     tensor.held = held_in(array, tensor.dtype);
-    const bool work_values = call == Call::kEncode && item_size(tensor.dtype) == sizeof(uint16_t) &&
-                             tensor.held == Dtype::kFloat32;
-    if (tensor.held != tensor.dtype && !work_values)
-      throw py::type_error("a tensor's array is not of its dtype");
-  } else if (!array.is('u', 1)) {
-    throw py::type_error("the array of a tensor that is no float must be its bytes as uint8");
+  } else if (array.is_float() || (array.item_size() != 1 && array.item_size() != size)) {
+    throw py::type_error("the array of a tensor that is no float is not of its dtype, nor bytes");
   }
-  const size_t itemsize = is_float(tensor.dtype) ? 1 : item_size(tensor.dtype);
-  if (array.size() % itemsize != 0 || array.size() / itemsize != tensor.n) {
+  if (array.nbytes() / (coded ? item_size(tensor.held) : size) != tensor.n ||
+      (!coded && array.nbytes() % size != 0)) {
     throw py::value_error("a tensor's array has another number of elements than its shape");
   }
-  if (call == Call::kDecode && !array.writable())
-    throw py::value_error("a tensor's array is read-only");
   tensor.data = array.data();
+}
+
+inline void set_input(Tensor& tensor, py::handle object) {
+  set_values(tensor, Elements(object, "a tensor's array"));
+  const bool work_values =
+      item_size(tensor.dtype) == sizeof(uint16_t) && tensor.held == Dtype::kFloat32;
+  if (is_float(tensor.dtype) && tensor.held != tensor.dtype && !work_values)
+    throw py::type_error("a tensor's array is not of its dtype");
+}
+
+inline void set_output(Tensor& tensor, py::handle object) {
+  const Elements array(object, "a tensor's array");
+  set_values(tensor, array);
+  if (is_float(tensor.dtype) && tensor.held != tensor.dtype)
+    throw py::type_error("a tensor's array is not of its dtype");
+  if (!array.writable()) throw py::value_error("a tensor's array is read-only");
 }
 
 // Values to be filled, and the update and the residual that they are the sum of.
 inline void set_compensated(Tensor& tensor, const py::tuple& tuple) {
-  set_values(tensor, tuple[1], Call::kEncode);
+  set_input(tensor, tuple[1]);
   tensor.update = tensor.data;
   tensor.update_held = tensor.held;
   const auto work = [&](py::handle object, const char* what) {
-    set_values(tensor, object, Call::kEncode);
+    set_input(tensor, object);
     if (!is_float(tensor.dtype) || item_size(tensor.held) < sizeof(float))
       throw py::type_error(std::string(what) + " must be float32, or float64 for a float64 tensor");
     return tensor.data;
   };
   tensor.residual = work(tuple[2], "a residual");
   work(tuple[0], "compensated values");
-  if (!Vector(tuple[0], "compensated values").writable())
+  if (!Elements(tuple[0], "compensated values").writable())
     throw py::value_error("compensated values are read-only");
 }
 
-inline void set_array(Tensor& tensor, py::handle object, Call call) {
-  if (call == Call::kEncode && py::isinstance<py::tuple>(object)) {
-    set_compensated(tensor, to_tuple(object, 3, 3, "a tensor's arrays"));
-  } else {
-    set_values(tensor, object, call);
-  }
-}
-
-// Its shape is put at the end of `sizes`.
-inline Tensor to_tensor(py::handle object, Call call, std::vector<uint64_t>& sizes) {
-  const py::tuple tuple = to_tuple(object, 3, 3, "a tensor");
-  Tensor tensor = {
-      to_dtype(PyTuple_GET_ITEM(tuple.ptr(), 1)), {}, 0, nullptr, {}, nullptr, nullptr, {}};
-  const py::tuple shape = to_items(PyTuple_GET_ITEM(tuple.ptr(), 2), "a shape");
-  for (const py::handle size : shape) sizes.push_back(to_u64(size, "a dimension"));
-  tensor.shape = std::span(sizes).last(shape.size());
-  tensor.n = product(tensor.shape);
-  tensor.held = tensor.dtype;
-  if (call != Call::kShapes) set_array(tensor, PyTuple_GET_ITEM(tuple.ptr(), 0), call);
-  return tensor;
-}
-
 inline void set_accumulator(Tensor& tensor, py::handle object) {
-  const Vector array(object, "an accumulator");
+  const Elements array(object, "an accumulator");
   if (array.is('f', sizeof(float)) && is_float(tensor.dtype)) {
     tensor.held = Dtype::kFloat32;
   } else if (array.is('f', sizeof(double))) {
@@ -158,44 +148,52 @@ inline void set_accumulator(Tensor& tensor, py::handle object) {
   tensor.data = array.data();
 }
 
-// Owns what a Plan refers to; the arrays themselves live as long as the caller's arguments.
-class Arguments {
+// The tensors and the segments of bodies, read from Python's tuples once for all calls.
+class Body {
  public:
-  Arguments(py::handle tensors, py::handle segments, Call call) : call_(call) {
-    const py::tuple items = to_items(tensors, "tensors");
-    tensors_.reserve(items.size());
-    for (const py::handle tensor : items) tensors_.push_back(to_tensor(tensor, call, sizes_));
+  Body(const Body&) = delete;
+  Body& operator=(const Body&) = delete;
+
+ protected:
+  Body(py::handle dtypes, py::handle shapes, py::handle segments, bool encodes)
+      : encodes_(encodes) {
+    const py::tuple ids = to_items(dtypes, "dtypes"), of_tensors = to_items(shapes, "shapes");
+    if (ids.size() != of_tensors.size())
+      throw py::value_error("there must be one dtype and one shape for each tensor");
+    std::vector<size_t> counts;
+    for (const py::handle shape : of_tensors) {
+      const py::tuple items = to_items(shape, "a shape");
+      for (const py::handle size : items) sizes_.push_back(to_u64(size, "a dimension"));
+      counts.push_back(items.size());
+    }
     // Only now do the sizes stay where they are.
     const uint64_t* next = sizes_.data();
-    for (Tensor& tensor : tensors_) {
-      tensor.shape = {next, tensor.shape.size()};
-      next += tensor.shape.size();
+    for (size_t i = 0; i < counts.size(); ++i) {
+      const Dtype dtype = to_dtype(ids[i]);
+      const std::span shape(next, counts[i]);
+      tensors_.push_back({dtype, shape, product(shape), nullptr, dtype});
+      next += counts[i];
     }
     std::vector<bool> used(tensors_.size());
     for (const py::handle segment : to_items(segments, "segments"))
       segments_.push_back(to_segment(segment, used));
   }
 
-  void set_accumulators(py::handle accumulators) {
-    const py::tuple arrays = to_items(accumulators, "accumulators");
-    if (arrays.size() != tensors_.size())
-      throw py::value_error("there must be one accumulator for each tensor");
-    for (size_t i = 0; i < tensors_.size(); ++i) set_accumulator(tensors_[i], arrays[i]);
+  // With what each of a call's arrays says of its tensor.
+  template <class F>
+  std::vector<Tensor> tensors(py::handle arrays, F&& set) const {
+    std::vector<Tensor> tensors = tensors_;
+    const py::tuple items = to_items(arrays, "arrays");
+    if (items.size() != tensors.size())
+      throw py::value_error("there must be one array for each tensor");
+    for (size_t i = 0; i < tensors.size(); ++i) set(tensors[i], items[i]);
+    return tensors;
   }
 
-  // The bytes are read while the arrays are written.
-  void require_apart(std::span<const uint8_t> payload) const {
-    const auto first = reinterpret_cast<uintptr_t>(payload.data());
-    for (const Tensor& tensor : tensors_) {
-      const auto start = reinterpret_cast<uintptr_t>(tensor.data);
-      const uintptr_t size = tensor.n * item_size(tensor.held);
-      if (start < first + payload.size() && first < start + size) {
-        throw py::value_error("an array shares its memory with the payload");
-      }
-    }
+  const std::vector<Tensor>& shapes() const { return tensors_; }
+  Plan plan(const Kernels& kernels, const std::vector<Tensor>& tensors) const {
+    return {kernels, tensors, segments_};
   }
-
-  Plan plan(const Kernels& kernels) const { return {kernels, tensors_, segments_}; }
 
  private:
   Segment to_segment(py::handle object, std::vector<bool>& used) {
@@ -246,7 +244,7 @@ class Arguments {
     const uint64_t scope = to_u64(tuple[1], "a scope");
     if (scope > 1) refuse("scope", std::to_string(scope));
     select.flat = scope == 0;
-    if (call_ != Call::kEncode) {
+    if (!encodes_) {
       if (kind != "sparse" && kind != "random") refuse("select stage to decode", kind);
       select.kind = kind == "random" ? Select::Kind::kRandom : Select::Kind::kSparse;
       return select;
@@ -327,7 +325,7 @@ class Arguments {
         throw py::value_error("a cast stage casts to float16 or bfloat16");
       }
     } else if (kind == "integer") {
-      const size_t size = call_ == Call::kEncode ? 7 : 4;
+      const size_t size = encodes_ ? 7 : 4;
       set_integer(quantize, to_tuple(object, size, size, "an integer stage"));
     } else {
       refuse("quantize stage", kind);
@@ -352,7 +350,7 @@ class Arguments {
     quantize.call_seed = to_u64(tuple[6], "a seed");
   }
 
-  Call call_;
+  bool encodes_;
   std::vector<uint64_t> sizes_;  // of all shapes, one after the other
   std::vector<Tensor> tensors_;
   std::vector<Segment> segments_;
@@ -362,26 +360,37 @@ class Arguments {
 // --- the calls
 // -------------------------------------------------------------------------------------------------------
 
-inline py::bytes encode(const py::object& header, const py::object& tensors,
-                        const py::object& segments, bool seal, const py::int_& first) {
-  constexpr size_t kChecksum = 4;
-  const Arguments arguments(tensors, segments, Call::kEncode);
-  const Bytes head(header);
-  const uint64_t drawn = to_u64(first, "first");
-  const Plan plan = arguments.plan(kernels_in_use());
-  NewBytes payload(head.get().size() + body_bound(plan) + kChecksum);
-  uint8_t* const out = payload.data();
-  const size_t size = compute([&](const Kernels& kernels) {
-    size_t at = head.get().size();
-    if (at > 0) std::memcpy(out, head.get().data(), at);
-    at += encode_body(plan, drawn, {out + at, body_bound(plan)});
-    if (!seal) return at;
-    const uint32_t crc = checksum(kernels, out, at);
-    std::memcpy(out + at, &crc, kChecksum);
-    return at + kChecksum;
-  });
-  return payload.shrunk_to(size);
-}
+class Encoder : public Body {
+ public:
+  Encoder(const py::object& dtypes, const py::object& shapes, const py::object& segments)
+      : Body(dtypes, shapes, segments, true) {}
+
+  py::bytes encode(const py::object& header, const py::object& arrays, bool seal,
+                   const py::int_& first) const {
+    constexpr size_t kChecksum = 4;
+    const auto inputs = tensors(arrays, [](Tensor& tensor, py::handle object) {
+      PyTuple_Check(object.ptr()) != 0
+          ? set_compensated(tensor, to_tuple(object, 3, 3, "a tensor's arrays"))
+          : set_input(tensor, object);
+    });
+    const Bytes head(header);
+    const uint64_t drawn = to_u64(first, "first");
+    const Plan whole = plan(kernels_in_use(), inputs);
+    const size_t bound = body_bound(whole);
+    NewBytes payload(head.get().size() + bound + kChecksum);
+    uint8_t* const out = payload.data();
+    const size_t size = compute([&](const Kernels& kernels) {
+      size_t at = head.get().size();
+      if (at > 0) std::memcpy(out, head.get().data(), at);
+      at += encode_body(whole, drawn, {out + at, bound});
+      if (!seal) return at;
+      const uint32_t crc = checksum(kernels, out, at);
+      std::memcpy(out + at, &crc, kChecksum);
+      return at + kChecksum;
+    });
+    return payload.shrunk_to(size);
+  }
+};
 
 // The body of a payload that someone else wrote.
 class Stretch {
@@ -391,9 +400,21 @@ class Stretch {
     if (start_ > stop_ || stop_ > bytes_.get().size())
       throw py::value_error("start and stop leave the payload");
   }
-  std::span<const uint8_t> bytes() const { return bytes_.get(); }
+  const uint8_t* data() const { return bytes_.get().data(); }
   size_t start() const { return start_; }
   size_t stop() const { return stop_; }
+
+  // The bytes are read while the arrays are written.
+  void require_apart(const std::vector<Tensor>& tensors) const {
+    const auto first = reinterpret_cast<uintptr_t>(data());
+    for (const Tensor& tensor : tensors) {
+      const auto start = reinterpret_cast<uintptr_t>(tensor.data);
+      const uintptr_t size = tensor.n * item_size(tensor.held);
+      if (start < first + bytes_.get().size() && first < start + size) {
+        throw py::value_error("an array shares its memory with the payload");
+      }
+    }
+  }
 
  private:
   Bytes bytes_;
@@ -401,42 +422,73 @@ class Stretch {
   size_t stop_;
 };
 
-inline void check(const py::object& payload, const py::object& start, const py::object& stop,
-                  const py::object& tensors, const py::object& segments) {
-  const Stretch body(payload, start, stop);
-  const Arguments arguments(tensors, segments, Call::kShapes);
-  compute([&](const Kernels& kernels) {
-    check_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop());
-  });
-}
+class Decoder : public Body {
+ public:
+  Decoder(const py::object& dtypes, const py::object& shapes, const py::object& segments)
+      : Body(dtypes, shapes, segments, false) {}
 
-inline void decode(const py::object& payload, const py::object& start, const py::object& stop,
-                   const py::object& tensors, const py::object& segments) {
-  const Stretch body(payload, start, stop);
-  const Arguments arguments(tensors, segments, Call::kDecode);
-  arguments.require_apart(body.bytes());
-  compute([&](const Kernels& kernels) {
-    decode_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop());
-  });
-}
+  // Into new arrays where none are given.
+  py::object decode(const py::object& payload, const py::object& start, const py::object& stop,
+                    const py::object& arrays) const {
+    const Stretch body(payload, start, stop);
+    const py::object to = arrays.is_none() ? py::object(allocate()) : arrays;
+    const auto outputs = tensors(to, set_output);
+    body.require_apart(outputs);
+    compute([&](const Kernels& kernels) {
+      decode_body(plan(kernels, outputs), body.data(), body.start(), body.stop());
+    });
+    return to;
+  }
 
-inline std::pair<double, double> accumulate(const py::object& payload, const py::object& start,
-                                            const py::object& stop, const py::object& tensors,
-                                            const py::object& segments,
-                                            const py::object& accumulators, double weight,
-                                            std::pair<double, double> bounds, bool dry) {
-  if (!std::isfinite(static_cast<float>(weight)))
-    throw py::value_error("the weight is not a finite float32");
-  const Stretch body(payload, start, stop);
-  Arguments arguments(tensors, segments, Call::kShapes);
-  arguments.set_accumulators(accumulators);
-  arguments.require_apart(body.bytes());
-  const Bounds after = compute([&](const Kernels& kernels) {
-    return accumulate_body(arguments.plan(kernels), body.bytes().data(), body.start(), body.stop(),
-                           weight, {bounds.first, bounds.second}, dry);
-  });
-  return {after.f32, after.f64};
-}
+  void check(const py::object& payload, const py::object& start, const py::object& stop) const {
+    const Stretch body(payload, start, stop);
+    compute([&](const Kernels& kernels) {
+      check_body(plan(kernels, shapes()), body.data(), body.start(), body.stop());
+    });
+  }
+
+  std::pair<double, double> accumulate(const py::object& payload, const py::object& start,
+                                       const py::object& stop, const py::object& accumulators,
+                                       double weight, std::pair<double, double> bounds,
+                                       bool dry) const {
+    if (!std::isfinite(static_cast<float>(weight)))
+      throw py::value_error("the weight is not a finite float32");
+    const Stretch body(payload, start, stop);
+    const auto sums = tensors(accumulators, set_accumulator);
+    body.require_apart(sums);
+    const Bounds after = compute([&](const Kernels& kernels) {
+      return accumulate_body(plan(kernels, sums), body.data(), body.start(), body.stop(), weight,
+                             {bounds.first, bounds.second}, dry);
+    });
+    return {after.f32, after.f64};
+  }
+
+ private:
+  py::list allocate() const {
+    const auto& numpy = py::detail::npy_api::get();
+    std::array<py::object, 256> dtypes;  // by id
+    py::list arrays(shapes().size());
+    for (size_t i = 0; i < shapes().size(); ++i) {
+      const Tensor& tensor = shapes()[i];
+      py::object& dtype = dtypes[static_cast<uint8_t>(tensor.dtype)];
+      if (!dtype) dtype = py::dtype(name_of(tensor.dtype));
+      auto array = py::reinterpret_steal<py::object>(numpy.PyArray_NewFromDescr_(
+          numpy.PyArray_Type_, py::object(dtype).release().ptr(),
+          static_cast<int>(tensor.shape.size()),
+          reinterpret_cast<const Py_intptr_t*>(tensor.shape.data()), nullptr, nullptr, 0, nullptr));
+      if (!array) throw py::error_already_set();
+      arrays[i] = std::move(array);
+    }
+    return arrays;
+  }
+
+  // NumPy has no bfloat16: float16 holds its bits.
+  static const char* name_of(Dtype dtype) {
+    constexpr const char* kNames[] = {"",   "f4", "f2", "f2", "f8", "",   "",   "", "i1",
+                                      "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"};
+    return kNames[static_cast<uint8_t>(dtype)];
+  }
+};
 
 // --- index sets by themselves
 // ----------------------------------------------------------------------------------------
@@ -489,16 +541,21 @@ inline void bind_body(py::module_& m) {
                       py::make_tuple(error.tensor, error.element, error.value, error.narrow).ptr());
     }
   });
-  m.def("encode", encode, py::arg("header"), py::arg("tensors"), py::arg("segments"),
-        py::arg("seal"), py::arg("first") = 0);
-  m.def("check", check, py::arg("payload"), py::arg("start"), py::arg("stop"), py::arg("tensors"),
-        py::arg("segments"));
-  m.def("decode", decode, py::arg("payload"), py::arg("start"), py::arg("stop"), py::arg("tensors"),
-        py::arg("segments"));
-  m.def("accumulate", accumulate, py::arg("payload"), py::arg("start"), py::arg("stop"),
-        py::arg("tensors"), py::arg("segments"), py::arg("accumulators"), py::arg("weight"),
-        py::arg("bounds"), py::arg("dry") = false);
-  m.def("flatten", flatten, py::arg("arrays"), py::arg("source") = py::none(),
+  py::class_<Encoder>(m, "Encoder")
+      .def(py::init<py::object, py::object, py::object>(), py::arg("dtypes"), py::arg("shapes"),
+           py::arg("segments"))
+      .def("encode", &Encoder::encode, py::arg("header"), py::arg("arrays"), py::arg("seal"),
+           py::arg("first") = 0);
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init<py::object, py::object, py::object>(), py::arg("dtypes"), py::arg("shapes"),
+           py::arg("segments"))
+      .def("check", &Decoder::check, py::arg("payload"), py::arg("start"), py::arg("stop"))
+      .def("decode", &Decoder::decode, py::arg("payload"), py::arg("start"), py::arg("stop"),
+           py::arg("arrays") = py::none())
+      .def("accumulate", &Decoder::accumulate, py::arg("payload"), py::arg("start"),
+           py::arg("stop"), py::arg("accumulators"), py::arg("weight"), py::arg("bounds"),
+           py::arg("dry") = false);
+  m.def("describe", describe, py::arg("items"), py::arg("source") = py::none(),
         py::arg("writable") = false);
   m.def("pack_sparse", pack_sparse, py::arg("positions"), py::arg("n"));
   m.def("unpack_sparse", unpack_sparse, py::arg("buffer"), py::arg("n"));

@@ -1,9 +1,9 @@
 """Bodies of payloads in Python: docs/format.md section 4, the twin of csrc/body.cc.
 
-Every call takes its kernels as `ops`: `fedcodec.ops.reference` or another backend with the same functions.
+An `Encoder` and a `Decoder` are made once of the dtype ids, the shapes and the segments of a body, and run on the
+kernels of `ops`: `fedcodec.ops.reference` or another backend with the same functions. Every call takes one array for
+each tensor: contiguous, of any shape, of its dtype or of its bytes (uint16 for the 16-bit floats, else uint8).
 
-A *tensor* is ``(array, dtype id, shape)`` with a 1-D array: of float32, float64 or the wire's storage (uint16 for the
-16-bit floats) for floats, bytes as uint8 for the rest; where nothing is read or written the array is None.
 A *segment* is ``(tensor indices, coder)``, a coder ``("coder", select, quantize)`` or, of two of those,
 ``("residual", coder, coder)``:
 
@@ -97,6 +97,14 @@ class _Coded(NamedTuple):
 
 def _size(tensor: Tensor) -> int:
     return math.prod(tensor[2])
+
+
+def _flat(array: Array, dtype: int) -> Array:
+    """The same memory as the wire's storage, or as work values."""
+    flat = array.reshape(-1)
+    return (
+        flat if flat.dtype in (np.float32, np.float64) else flat.view(dtypes.BY_ID[dtype].storage)
+    )
 
 
 def _work(dtype: int) -> npt.DTypeLike:
@@ -324,36 +332,46 @@ def _widened(storage: Array, dtype: int, ops: ModuleType) -> Array:
 
 
 def _compensated(tensor: Tensor, ops: ModuleType) -> Tensor:
-    array, dtype, shape = tensor
-    if not isinstance(array, tuple):
-        return tensor
-    values, update, residual = array
+    arrays, dtype, shape = tensor
+    if not isinstance(arrays, tuple):
+        return _flat(arrays, dtype), dtype, shape
+    values, update, residual = (_flat(array, dtype) for array in arrays)
     values[:] = ops.widen(update, dtypes.BY_ID[dtype].name) if update.dtype == np.uint16 else update
     with np.errstate(over="ignore"):
         ops.accumulate(values, residual, 1.0)
     return values, dtype, shape
 
 
-def encode(
-    header: bytes,
-    tensors: Sequence[Tensor],
-    segments: Sequence[Segment],
-    seal: bool,
-    first: int = 0,
-    *,
-    ops: ModuleType,
-) -> bytes:
-    """Return `header`, the body and, with `seal`, the CRC-32 of both.
+class Encoder:
+    """What encodes the bodies of tensors of these dtypes and shapes."""
 
-    `first` is how many values the call has quantized stochastically before. In the place of a float tensor's array may
-    stand (values, update, residual): the values are filled with update + residual. Raises `NonFinite`.
-    """
-    encoder = _Encoder([_compensated(tensor, ops) for tensor in tensors], first, ops)
-    encoder.out.append(header)
-    for indices, coder in segments:
-        encoder.segment(indices, coder)
-    payload = b"".join(encoder.out)
-    return payload + ops.crc32(payload).to_bytes(4, "little") if seal else payload
+    def __init__(
+        self,
+        dtypes: Sequence[int],
+        shapes: Sequence[tuple[int, ...]],
+        segments: Sequence[Segment],
+        *,
+        ops: ModuleType,
+    ) -> None:
+        self._about = dtypes, shapes
+        self._segments = segments
+        self._ops = ops
+
+    def encode(self, header: bytes, arrays: Sequence[Any], seal: bool, first: int = 0) -> bytes:
+        """Return `header`, the body and, with `seal`, the CRC-32 of both.
+
+        `first` is how many values the call has quantized stochastically before. In the place of a float tensor's array
+        may stand (values, update, residual): the values are filled with update + residual. Raises `NonFinite`.
+        """
+        tensors = zip(arrays, *self._about, strict=True)
+        encoder = _Encoder(
+            [_compensated(tensor, self._ops) for tensor in tensors], first, self._ops
+        )
+        encoder.out.append(header)
+        for indices, coder in self._segments:
+            encoder.segment(indices, coder)
+        payload = b"".join(encoder.out)
+        return payload + self._ops.crc32(payload).to_bytes(4, "little") if seal else payload
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
@@ -514,38 +532,6 @@ class _Decoder:
         return values, _magnitude(values)
 
 
-def _open(
-    payload: Buffer,
-    start: int,
-    stop: int,
-    tensors: Sequence[Tensor],
-    segments: Sequence[Segment],
-    ops: ModuleType,
-) -> tuple[list[_Coded], dict[int, Array]]:
-    return _Decoder(payload, start, stop, tensors, ops).body(segments)
-
-
-def decode(
-    payload: Buffer,
-    start: int,
-    stop: int,
-    tensors: Sequence[Tensor],
-    segments: Sequence[Segment],
-    *,
-    ops: ModuleType,
-) -> None:
-    """Write the body ``payload[start:stop]`` into the tensors' arrays, or raise `DecodeError` and write nothing."""
-    coded, exact = _open(payload, start, stop, tensors, segments, ops)
-    for i, positions, values in (piece for pieces, _ in coded for piece in pieces):
-        if positions is None:
-            tensors[i][0][...] = values
-        else:
-            tensors[i][0].fill(0)
-            tensors[i][0][positions] = values
-    for i, elements in exact.items():
-        tensors[i][0][...] = elements.view(np.uint8)
-
-
 def _magnitude(values: Array) -> float:
     return float(np.abs(values).max(initial=0.0))
 
@@ -574,59 +560,91 @@ def _largest(
     return list(zip(kinds, bounds, strict=True))
 
 
-def accumulate(
-    payload: Buffer,
-    start: int,
-    stop: int,
-    tensors: Sequence[Tensor],
-    segments: Sequence[Segment],
-    accumulators: Sequence[Array],
-    weight: float,
-    bounds: tuple[float, float],
-    dry: bool = False,
-    *,
-    ops: ModuleType,
-) -> tuple[float, float]:
-    """Add `weight` times the decoded body to the accumulators, or raise `DecodeError` and add nothing.
+class Decoder:
+    """What reads the bodies of tensors of these dtypes and shapes.
 
-    `bounds` are what the magnitudes in float32 and in float64 accumulators cannot exceed so far; the result is the same
-    after this call. Tensors that are no floats go to float64 accumulators, which they cannot overflow, and are not
-    counted. `dry` adds nothing.
+    A body is ``payload[start:stop]``; every call validates it wholly before it writes, or raises `DecodeError`.
     """
-    coded, exact = _open(payload, start, stop, tensors, segments, ops)
-    largest = [found for part in coded for found in _largest(part, tensors, accumulators, ops)]
-    after = []
-    for name, bound in zip(("float32", "float64"), bounds, strict=True):
-        kind = np.dtype(name).type
-        most = max((magnitude for dtype, magnitude in largest if dtype == kind), default=0.0)
-        # In the arithmetic of the sums themselves: rounding keeps order, so a bound stays one.
-        with np.errstate(over="ignore", invalid="ignore"):
-            after.append(float(kind(bound) + kind(abs(weight)) * kind(most)))
-        if not math.isfinite(after[-1]):
-            raise DecodeError(f"the sum could leave {name}'s range", start)
-    if dry:
+
+    def __init__(
+        self,
+        dtypes: Sequence[int],
+        shapes: Sequence[tuple[int, ...]],
+        segments: Sequence[Segment],
+        *,
+        ops: ModuleType,
+    ) -> None:
+        self._tensors = [(None, *about) for about in zip(dtypes, shapes, strict=True)]
+        self._segments = segments
+        self._ops = ops
+
+    def check(self, payload: Buffer, start: int, stop: int) -> None:
+        """Validate only."""
+        self._open(payload, start, stop)
+
+    def _open(
+        self, payload: Buffer, start: int, stop: int
+    ) -> tuple[list[_Coded], dict[int, Array]]:
+        return _Decoder(payload, start, stop, self._tensors, self._ops).body(self._segments)
+
+    def decode(
+        self, payload: Buffer, start: int, stop: int, arrays: list[Array] | None = None
+    ) -> list[Array]:
+        """Write into the arrays, or into new ones, and return them."""
+        coded, exact = self._open(payload, start, stop)
+        if arrays is None:
+            arrays = [
+                np.empty(shape, dtypes.BY_ID[dtype].host) for _, dtype, shape in self._tensors
+            ]
+        flat = [_flat(a, dtype) for a, (_, dtype, _) in zip(arrays, self._tensors, strict=True)]
+        for i, positions, values in (piece for pieces, _ in coded for piece in pieces):
+            if positions is None:
+                flat[i][...] = values
+            else:
+                flat[i].fill(0)
+                flat[i][positions] = values
+        for i, elements in exact.items():
+            flat[i][...] = elements.view(np.uint8)
+        return arrays
+
+    def accumulate(
+        self,
+        payload: Buffer,
+        start: int,
+        stop: int,
+        accumulators: Sequence[Array],
+        weight: float,
+        bounds: tuple[float, float],
+        dry: bool = False,
+    ) -> tuple[float, float]:
+        """Add `weight` times the decoded body to the accumulators.
+
+        `bounds` are what the magnitudes in float32 and in float64 accumulators cannot exceed so far; the result is the
+        same after this call. Tensors that are no floats go to float64 accumulators, which they cannot overflow, and are
+        not counted. `dry` adds nothing.
+        """
+        tensors, ops = self._tensors, self._ops
+        coded, exact = self._open(payload, start, stop)
+        largest = [found for part in coded for found in _largest(part, tensors, accumulators, ops)]
+        after = []
+        for name, bound in zip(("float32", "float64"), bounds, strict=True):
+            kind = np.dtype(name).type
+            most = max((magnitude for dtype, magnitude in largest if dtype == kind), default=0.0)
+            # In the arithmetic of the sums themselves: rounding keeps order, so a bound stays one.
+            with np.errstate(over="ignore", invalid="ignore"):
+                after.append(float(kind(bound) + kind(abs(weight)) * kind(most)))
+            if not math.isfinite(after[-1]):
+                raise DecodeError(f"the sum could leave {name}'s range", start)
+        if dry:
+            return after[0], after[1]
+        for i, positions, storage in (piece for pieces, _ in coded for piece in pieces):
+            values = _widened(storage, tensors[i][1], ops)
+            if values.dtype == np.float64 and accumulators[i].dtype == np.float32:
+                values = ops.narrow(values, "float32")
+            if positions is None:
+                ops.accumulate(accumulators[i], values, weight)
+            else:
+                ops.accumulate_sparse(accumulators[i], positions, values, weight)
+        for i, elements in exact.items():
+            ops.accumulate(accumulators[i], elements.astype(np.float64), weight)
         return after[0], after[1]
-    for i, positions, storage in (piece for pieces, _ in coded for piece in pieces):
-        values = _widened(storage, tensors[i][1], ops)
-        if values.dtype == np.float64 and accumulators[i].dtype == np.float32:
-            values = ops.narrow(values, "float32")
-        if positions is None:
-            ops.accumulate(accumulators[i], values, weight)
-        else:
-            ops.accumulate_sparse(accumulators[i], positions, values, weight)
-    for i, elements in exact.items():
-        ops.accumulate(accumulators[i], elements.astype(np.float64), weight)
-    return after[0], after[1]
-
-
-def check(
-    payload: Buffer,
-    start: int,
-    stop: int,
-    tensors: Sequence[Tensor],
-    segments: Sequence[Segment],
-    *,
-    ops: ModuleType,
-) -> None:
-    """Validate the body ``payload[start:stop]``, or raise `DecodeError`."""
-    _open(payload, start, stop, tensors, segments, ops)

@@ -14,6 +14,9 @@ class DType(NamedTuple):
     name: str
     itemsize: int
     storage: np.dtype[np.generic]  # of the 1-D arrays that coders read and write
+    host: np.dtype[
+        np.generic
+    ]  # of arrays of its values; float16 stands in for the bits of a bfloat16
 
     @property
     def is_float(self) -> bool:
@@ -22,7 +25,8 @@ class DType(NamedTuple):
 
 
 def _dtype(id: int, name: str, itemsize: int, storage: str = "uint8") -> DType:
-    return DType(id, name, itemsize, np.dtype(storage))
+    host = np.dtype("float16" if name == "bfloat16" else name)
+    return DType(id, name, itemsize, np.dtype(storage), host)
 
 
 _ALL = (

@@ -5,10 +5,10 @@ Four hops down, none back up: this file, then body.cc (or its twin body.py), the
 
 from __future__ import annotations
 
-import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from . import arrays, body, dtypes, frame, ops
@@ -26,8 +26,7 @@ from .spec import Spec, TensorSpec
 _T = TypeVar("_T")
 # Values to be filled with the sum of an update and a residual, and those two.
 Compensated = tuple[Storage, Storage, Storage]
-Tensor = tuple[Storage | Compensated | None, int, tuple[int, ...]]
-Segment = tuple[list[int], tuple[Any, ...]]
+Segment = tuple[Sequence[int], tuple[Any, ...]]
 
 _FLOATS = {dtype.id for dtype in dtypes.BY_ID.values() if dtype.is_float}
 _LIMITS = Limits()
@@ -58,36 +57,35 @@ def encode(
         raise ValueError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
     plan = _plan(codec, spec)
     head = frame.header(spec, plan.table, framing, base)
-    tensors = _tensors(storage, spec)
-    segments = plan.segments or _segments(plan, spec, Draws(call_seed))
+    encoders = plan.encoders or _encoders(plan, Draws(call_seed))
     lossless = plan.lossless
-    try:
-        if not any(lossless) and len(segments) == 1:
-            whole: bytes = _run("encode", segments, head, tensors, segments, True, 0)
-            if len(whole) - len(head) <= _largest_body(spec):
-                return whole
-            return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
-    except body.NonFinite as error:
-        raise _non_finite(error, spec.untied) from None
+    if not any(lossless) and len(encoders) == 1:
+        whole = _encoded(encoders[0], spec.untied, head, storage, True, 0)
+        if len(whole) - len(head) <= _largest_body(spec):
+            return whole
+        return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
     parts = []
-    for number, (mine, coder) in enumerate(segments):
-        # Only its own tensors, or the work would grow with segments times tensors.
-        alone = [(list(range(len(mine))), coder)]
+    for number, (mine, encoder) in enumerate(zip(plan.tensors, encoders, strict=True)):
+        tensors, arrays = [spec.untied[i] for i in mine], [storage[i] for i in mine]
         first = number * _DRAWS_PER_SEGMENT
-        try:
-            parts.append(
-                _run("encode", alone, b"", [tensors[i] for i in mine], alone, False, first)
-            )
-        except body.NonFinite as error:
-            raise _non_finite(error, [spec.untied[i] for i in mine]) from None
+        parts.append(_encoded(encoder, tensors, b"", arrays, False, first))
     if any(lossless):
-        if any(len(p) > _longest(spec, mine) for p, (mine, _) in zip(parts, segments, strict=True)):
+        lengths = zip(parts, plan.tensors, strict=True)
+        if any(len(part) > _longest(spec, mine) for part, mine in lengths):
             return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
         parts = [_packed(part, stage) for part, stage in zip(parts, lossless, strict=True)]
     if sum(map(len, parts)) > _largest_body(spec):
         return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
     payload = b"".join([head, *parts])
     return payload + ops.crc32(payload).to_bytes(frame.CHECKSUM_BYTES, "little")
+
+
+def _encoded(encoder: Any, tensors: Sequence[TensorSpec], *arguments: Any) -> bytes:
+    try:
+        encoded: bytes = encoder.encode(*arguments)
+    except _errors("NonFinite", body.NonFinite) as error:
+        raise _non_finite(error, tensors) from None
+    return encoded
 
 
 def _largest_body(spec: Spec) -> int:
@@ -109,17 +107,26 @@ class Decoded(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """One stretch of plain bytes and the segments in it."""
+    """One stretch of plain bytes, and what decodes it."""
 
     source: Any
     start: int
     stop: int
-    segments: list[Segment]
-    indices: Sequence[int] | None  # of the tensors that the segments count from 0; None for all
+    decoder: Any
+    indices: Sequence[int] | None  # of the decoder's tensors; None for all
 
     def own(self, of_tensors: Sequence[_T]) -> Sequence[_T]:
         """Return what belongs to the tensors of this stretch."""
         return of_tensors if self.indices is None else [of_tensors[i] for i in self.indices]
+
+    def run(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the decoder."""
+        try:
+            return getattr(self.decoder, name)(self.source, self.start, self.stop, *arguments)
+        except _errors("Malformed") as error:
+            raise DecodeError(*error.args) from None
+        except MemoryError:
+            raise DecodeError("the payload needs more memory than there is") from None
 
 
 def prepare(
@@ -134,11 +141,15 @@ def prepare(
     view = _bytes(payload)
     frame.verify(view)
     stop = len(view) - frame.CHECKSUM_BYTES
-    known = _headers.get(id(like))
-    if known is not None and bytes(view[: min(stop, len(known.encoded))]) == known.encoded:
-        job = _Job(view, len(known.encoded), stop, known.segments, None)
-        return Decoded(known.spec, None, [job])
     limits = limits or _LIMITS
+    known = _headers.get((id(like), ops.backend()))
+    if (
+        known is not None
+        and bytes(view[: min(stop, len(known.encoded))]) == known.encoded
+        and (like is not None or _within(known.spec, limits))
+    ):
+        job = _Job(view, len(known.encoded), stop, known.decoder, None)
+        return Decoded(known.spec, None, [job])
     most = limits.max_tensors if like is None else max(limits.max_tensors, len(like.tensors))
     opened = frame.open_frame(view, max_tensors=most, like=like)
     spec = frame.settle_spec(opened, like, limits)
@@ -150,13 +161,15 @@ def prepare(
     if like is None:
         _limit_work(spec, segments, limits)
     if not any(pipeline.lossless for pipeline in pipelines):
+        decoder = _body_coder("Decoder", spec.dtype_ids, spec.shapes, segments)
         by_itself = opened.base is None and opened.table is not None and _builtin(coders)
         small = start <= _MOST_HEADER and len(spec.tensors) <= _MOST_TENSORS
-        if like is not None and by_itself and small:
+        if by_itself and small:
             if len(_headers) >= _MOST_PLANS:
                 _headers.clear()
-            _headers[id(like)] = _Header(like, bytes(view[:start]), segments)
-        return Decoded(spec, opened.base, [_Job(view, start, opened.stop, segments, None)])
+            header = _Header(like, spec, bytes(view[:start]), decoder)
+            _headers[id(like), ops.backend()] = header
+        return Decoded(spec, opened.base, [_Job(view, start, opened.stop, decoder, None)])
     reader = Reader(view, start, opened.stop)
     jobs = [
         _unpacked(reader, segment, pipeline.lossless, spec)
@@ -164,6 +177,10 @@ def prepare(
     ]
     reader.end()
     return Decoded(spec, opened.base, jobs)
+
+
+def _within(spec: Spec, limits: Limits) -> bool:
+    return spec.nbytes <= limits.max_bytes and len(spec.tensors) <= limits.max_tensors
 
 
 def _limit_work(spec: Spec, segments: Sequence[Segment], limits: Limits) -> None:
@@ -179,15 +196,16 @@ def _limit_work(spec: Spec, segments: Sequence[Segment], limits: Limits) -> None
 
 
 class _Header(NamedTuple):
-    """The bytes before a body, and what they say to someone who expects the spec."""
+    """The bytes before a body, and what they say to someone who expects the spec, or none."""
 
+    like: Spec | None  # held, for nothing else has its identity then
     spec: Spec
     encoded: bytes
-    segments: list[Segment]
+    decoder: Any
 
 
 # The last of each spec that is expected, by its identity; senders change little between rounds.
-_headers: dict[int, _Header] = {}
+_headers: dict[tuple[int, ModuleType], _Header] = {}
 _MOST_HEADER = 1 << 18  # bytes
 _MOST_TENSORS = 1 << 12
 
@@ -201,21 +219,28 @@ def _builtin(coders: Sequence[tuple[Any, ...]]) -> bool:
 
 
 def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
-    """Write the values of a prepared payload into storage arrays, or raise `DecodeError` and write none."""
-    tensors = _tensors(storage, decoded.spec)
+    """Write the values of a prepared payload into arrays, or raise `DecodeError` and write none."""
     if len(decoded.jobs) > 1:
         check(decoded)
     for job in decoded.jobs:
-        place = job.source, job.start, job.stop
-        _run("decode", job.segments, *place, job.own(tensors), job.segments)
+        job.run("decode", job.own(storage))
+
+
+def decode_new(decoded: Decoded) -> list[Storage]:
+    """Return the values of a prepared payload in new arrays, bfloat16 as float16."""
+    found: dict[int, Storage] = {}
+    for job in decoded.jobs:
+        arrays: list[Storage] = job.run("decode")
+        if job.indices is None:
+            return arrays
+        found.update(zip(job.indices, arrays, strict=True))
+    return [found[i] for i in range(len(decoded.spec.untied))]
 
 
 def check(decoded: Decoded) -> None:
     """Check the body wholly."""
-    tensors = _tensors(itertools.repeat(None, len(decoded.spec.untied)), decoded.spec)
     for job in decoded.jobs:
-        place = job.source, job.start, job.stop
-        _run("check", job.segments, *place, job.own(tensors), job.segments)
+        job.run("check")
 
 
 def accumulate(
@@ -225,14 +250,10 @@ def accumulate(
 
     `bounds` are what the magnitudes in float32 and in float64 sums cannot exceed, before and returned after.
     """
-    tensors = _tensors(itertools.repeat(None, len(decoded.spec.untied)), decoded.spec)
     after = bounds
     for dry in (True, False) if len(decoded.jobs) > 1 else (False,):
         for job in decoded.jobs:
-            place = job.source, job.start, job.stop
-            sums = job.own(accumulators)
-            arguments = *place, job.own(tensors), job.segments, sums, weight, bounds, dry
-            narrow, wide = _run("accumulate", job.segments, *arguments)
+            narrow, wide = job.run("accumulate", job.own(accumulators), weight, bounds, dry)
             after = max(after[0], narrow), max(after[1], wide)
     return after
 
@@ -307,9 +328,7 @@ def decode(
     if target is not None:
         decode_into(decoded, target.storage)
         return out
-    fresh = arrays.allocate(decoded.spec)
-    decode_into(decoded, arrays.flat(fresh, decoded.spec))
-    return arrays.build(decoded.spec, fresh, framework or source)
+    return arrays.build(decoded.spec, decode_new(decoded), framework or source)
 
 
 @dataclass(frozen=True)
@@ -395,43 +414,40 @@ class _Plan(NamedTuple):
     table: RuleTable
     tensors: list[list[int]]  # of each pipeline
     lossless: list[Stage | None]
-    segments: list[Segment] | None  # None where they depend on the seed of the call
+    encoders: list[Any] | None  # of each pipeline; None where they depend on the seed of the call
 
 
 # By identity, for equal codecs need not be the same; while a plan holds both, nothing else has their ids.
-_plans: dict[tuple[int, int], _Plan] = {}
+_plans: dict[tuple[int, int, ModuleType], _Plan] = {}
 _MOST_PLANS = 16
 
 
 def _plan(codec: Codec, spec: Spec) -> _Plan:
-    plan = _plans.get((id(codec), id(spec)))
+    key = id(codec), id(spec), ops.backend()
+    plan = _plans.get(key)
     if plan is None:
         table = codec.table(spec)
         tensors = _dealt(table.assignment, len(table.pipelines))
         lossless = [pipeline.find("lossless") for pipeline in table.pipelines]
         draws = Draws(0)
         plan = _Plan(codec, spec, table, tensors, lossless, None)
-        segments = _segments(plan, spec, draws)
+        encoders = _encoders(plan, draws)
         if not draws.asked:
-            plan = plan._replace(segments=segments)
+            plan = plan._replace(encoders=encoders)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
-        _plans[id(codec), id(spec)] = plan
+        _plans[key] = plan
     return plan
 
 
-def _segments(plan: _Plan, spec: Spec, draws: Draws) -> list[Segment]:
-    return [
-        (
-            mine,
-            _coder(
-                pipeline,
-                [spec.sizes[i] for i in mine if spec.dtype_ids[i] in _FLOATS],
-                draws,
-            ),
+def _encoders(plan: _Plan, draws: Draws) -> list[Any]:
+    encoders = []
+    for pipeline, mine in zip(plan.table.pipelines, plan.tensors, strict=True):
+        sizes = [plan.spec.sizes[i] for i in mine if plan.spec.dtype_ids[i] in _FLOATS]
+        encoders.append(
+            _segment_coder("Encoder", plan.spec, (mine, _coder(pipeline, sizes, draws)))
         )
-        for pipeline, mine in zip(plan.table.pipelines, plan.tensors, strict=True)
-    ]
+    return encoders
 
 
 def _dealt(assignment: Sequence[int], number: int) -> list[list[int]]:
@@ -460,8 +476,22 @@ def _coder(pipeline: Pipeline, sizes: list[int], draws: Draws) -> tuple[Any, ...
     )
 
 
-def _tensors(storage: Iterable[Storage | Compensated | None], spec: Spec) -> list[Tensor]:
-    return list(zip(storage, spec.dtype_ids, spec.shapes, strict=True))
+def _body_coder(
+    name: str, ids: Sequence[int], shapes: Sequence[tuple[int, ...]], segments: Sequence[Segment]
+) -> Any:
+    """Make a native body coder, or its Python twin where a stage or the whole backend is Python."""
+    backend = ops.backend()
+    native = getattr(backend, "body", None)
+    if native is None or any(_in_python(coder) for _, coder in segments):
+        return getattr(body, name)(ids, shapes, segments, ops=backend)
+    return getattr(native, name)(ids, shapes, segments)
+
+
+def _segment_coder(name: str, spec: Spec, segment: Segment) -> Any:
+    """Make the coder of one segment by itself, or the work would grow with segments times tensors."""
+    mine, coder = segment
+    ids, shapes = [spec.dtype_ids[i] for i in mine], [spec.shapes[i] for i in mine]
+    return _body_coder(name, ids, shapes, [(range(len(mine)), coder)])
 
 
 def _in_python(coder: tuple[Any, ...]) -> bool:
@@ -470,23 +500,10 @@ def _in_python(coder: tuple[Any, ...]) -> bool:
     return coder[2] is not None and coder[2][0] == "python"
 
 
-def _run(name: str, segments: list[Segment], *arguments: Any) -> Any:
-    """Call the native body coder, or its Python twin where a stage or the whole backend is Python."""
-    backend = ops.backend()
-    native = getattr(backend, "body", None)
-    try:
-        if native is None or any(_in_python(coder) for _, coder in segments):
-            return getattr(body, name)(*arguments, ops=backend)
-        try:
-            return getattr(native, name)(*arguments)
-        except native.Malformed as error:
-            raise DecodeError(*error.args) from None
-        except native.NonFinite as error:
-            raise body.NonFinite(*error.args) from None
-    except MemoryError:
-        if name == "encode":
-            raise
-        raise DecodeError("the payload needs more memory than there is") from None
+def _errors(name: str, *errors: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return an exception of the native body coder, where there is one, beside others."""
+    native = getattr(ops.backend(), "body", None)
+    return errors if native is None else (*errors, getattr(native, name))
 
 
 def _packed(plain: bytes, stage: Any) -> bytes:
@@ -501,10 +518,10 @@ def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec:
     if plain_size > _longest(spec, segment[0]):
         raise DecodeError(f"a segment of {plain_size} bytes is too long", reader.offset)
     start = reader.offset
-    alone = [(list(range(len(segment[0]))), segment[1])]
+    decoder = _segment_coder("Decoder", spec, segment)
     if packed_size == 0:
         source: Any = reader.take(plain_size)
-        return _Job(source, 0, plain_size, alone, segment[0])
+        return _Job(source, 0, plain_size, decoder, segment[0])
     if plain_size == 0:
         raise DecodeError("an empty segment is packed", start)
     if lossless is None:
@@ -516,7 +533,7 @@ def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec:
         raise DecodeError(f"{lossless}: {error}", start) from error
     if not isinstance(source, bytes) or len(source) != plain_size:
         raise DecodeError(f"{lossless}: not the declared {plain_size} bytes", start)
-    return _Job(source, 0, plain_size, alone, segment[0])
+    return _Job(source, 0, plain_size, decoder, segment[0])
 
 
 def require(name: str, value: object, kind: type) -> None:
@@ -543,7 +560,7 @@ def _spec_of(like: Any) -> tuple[Spec, str]:
     return read.spec, read.framework
 
 
-def _non_finite(error: body.NonFinite, tensors: Sequence[TensorSpec]) -> NonFiniteError:
+def _non_finite(error: Exception, tensors: Sequence[TensorSpec]) -> NonFiniteError:
     tensor_index, element, value, narrow = error.args[:4]
     name = tensors[tensor_index].name
     place = f"tensor {name!r}, element {element}, is {value}"

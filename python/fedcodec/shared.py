@@ -36,7 +36,8 @@ class MaskBits(NamedTuple):
         for tensor in update.spec.tensors:
             if tensor.dtype != "bool":
                 raise TypeError(f"mask: tensor {tensor.name!r} has dtype {tensor.dtype}, not bool")
-        flat = np.concatenate([np.empty(0, np.uint8), *update.storage]).view(np.bool_)
+        parts = [part.reshape(-1).view(np.bool_) for part in update.storage]
+        flat = np.concatenate([np.empty(0, np.bool_), *parts])
         return cls(ops.pack_mask(flat).tobytes(), flat.size)
 
 
@@ -67,7 +68,8 @@ def digest_of(update: Any) -> bytes:
 
 def _plain(part: arrays.Storage, tensor: TensorSpec) -> memoryview:
     # NumPy takes any byte but 0 for True: the digest is of the values.
-    return (part != 0 if tensor.dtype == "bool" else part).view(np.uint8).data
+    flat = part.reshape(-1)
+    return (flat.view(np.uint8) != 0 if tensor.dtype == "bool" else flat).view(np.uint8).data
 
 
 class Shared:
