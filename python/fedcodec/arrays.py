@@ -53,7 +53,7 @@ def read(update: Any) -> Update:
 
 def _parts(update: Any) -> tuple[Structure, tuple[Any, ...], list[Any]]:
     """Return the structure, the keys of a dictionary and the values."""
-    if isinstance(update, Mapping):
+    if isinstance(update, (dict, Mapping)):  # to ask the abstract class takes longer
         return "dict", tuple(update), list(update.values())
     if isinstance(update, (list, tuple)):
         return "list", (), list(update)
@@ -294,6 +294,8 @@ def _bfloat16(bits: Storage) -> Storage:
 def _torch_tensors(spec: Spec, arrays: Sequence[Storage]) -> list[Any]:
     import torch
 
+    if _BFLOAT16 not in spec.dtype_ids:
+        return list(map(torch.from_numpy, arrays))
     return [
         torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         if number == _BFLOAT16

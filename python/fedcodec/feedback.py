@@ -67,6 +67,9 @@ class ErrorFeedback(Locked):
         self._residual: Floats | None = None
         self._pending: _Pending | None = None
         self._spare: Floats | None = None  # written to by the next encode
+        self._held: tuple[Spec, Shared] | None = (
+            None  # what the codec's payloads of a spec name by digest
+        )
 
     @locked
     def encode(
@@ -252,13 +255,15 @@ class ErrorFeedback(Locked):
         self._pending, self._spare = pending, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_spare": None}
+        return super().__getstate__() | {"_spare": None, "_held": None}
 
     def _prepared(self, payload: bytes, spec: Spec) -> pipeline.Decoded:
-        shared = Shared()
-        self.codec.add_shared(shared)
-        shared.add_rules(self.codec, spec)
-        return pipeline.prepare(payload, like=spec, shared=shared, trust_base=True)
+        if self._held is None or self._held[0] is not spec:
+            shared = Shared()
+            self.codec.add_shared(shared)
+            shared.add_rules(self.codec, spec)
+            self._held = spec, shared
+        return pipeline.prepare(payload, like=spec, shared=self._held[1], trust_base=True)
 
     def _without_sent(self, pending: _Pending) -> Floats:
         """Subtract what the payload decodes to, in place."""

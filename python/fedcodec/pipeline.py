@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 Compensated = tuple[Storage, Storage, Storage]
 Segment = tuple[Sequence[int], tuple[Any, ...]]
 
+_FRAMINGS: tuple[Framing, ...] = ("inline", "reference")
 _FLOATS = {dtype.id for dtype in dtypes.BY_ID.values() if dtype.is_float}
 _LIMITS = Limits()
 _RAW = Raw()
@@ -48,7 +49,7 @@ def encode(
 
     Where the codec would make a payload larger than the update, the values travel as they are.
     """
-    if framing not in ("inline", "reference"):
+    if framing not in _FRAMINGS:
         raise ValueError(f"framing is {framing!r}, it must be 'inline' or 'reference'")
     if base is not None and not _is_digest(base):
         raise ValueError(f"base must be {DIGEST_BYTES} bytes: fedcodec.digest(model)")
@@ -56,7 +57,7 @@ def encode(
     if not 0 <= call_seed < 1 << 64:
         raise ValueError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
     plan = _plan(codec, spec)
-    head = frame.header(spec, plan.table, framing, base)
+    head = plan.heads[framing] if base is None else frame.header(spec, plan.table, framing, base)
     encoders = plan.encoders or _encoders(plan, Draws(call_seed))
     lossless = plan.lossless
     if not any(lossless) and len(encoders) == 1:
@@ -414,6 +415,7 @@ class _Plan(NamedTuple):
     table: RuleTable
     tensors: list[list[int]]  # of each pipeline
     lossless: list[Stage | None]
+    heads: dict[Framing, bytes]  # of payloads without a base
     encoders: list[Any] | None  # of each pipeline; None where they depend on the seed of the call
 
 
@@ -429,8 +431,9 @@ def _plan(codec: Codec, spec: Spec) -> _Plan:
         table = codec.table(spec)
         tensors = _dealt(table.assignment, len(table.pipelines))
         lossless = [pipeline.find("lossless") for pipeline in table.pipelines]
+        heads = {framing: frame.header(spec, table, framing, None) for framing in _FRAMINGS}
         draws = Draws(0)
-        plan = _Plan(codec, spec, table, tensors, lossless, None)
+        plan = _Plan(codec, spec, table, tensors, lossless, heads, None)
         encoders = _encoders(plan, draws)
         if not draws.asked:
             plan = plan._replace(encoders=encoders)
