@@ -116,7 +116,8 @@ std::vector<Group> groups_of(std::span<const Tensor> tensors, std::span<const si
   } else {
     groups.reserve(floats.size());
     for (size_t i = 0; i < floats.size(); ++i) {
-      groups.push_back(group_of(tensors, floats.subspan(i, 1)));
+      const Tensor& tensor = tensors[floats[i]];
+      groups.push_back({floats.subspan(i, 1), tensor.n, tensor.dtype});
     }
   }
   return groups;
@@ -153,11 +154,11 @@ Grid grid_of(const Quantize& quantize, const Tensor& tensor, uint64_t m) {
 // Both sides know m > 0, so nothing on the wire marks what travels as it is.
 Layout layout_of(const Quantize& quantize, std::span<const Tensor> tensors, const Group& group,
                  uint64_t m) {
-  const Layout plain = {Form::kPlain, group.value, 0, {}, multiply(m, item_size(group.value))};
-  Layout coded = plain;
+  const uint64_t plain = multiply(m, item_size(group.value));
+  Layout coded = {Form::kPlain, {}, 0, {}, UINT64_MAX};
   switch (quantize.kind) {
     case Quantize::Kind::kNone:
-      return plain;
+      break;
     case Quantize::Kind::kInteger: {
       const Grid grid = grid_of(quantize, tensors[group.members[0]], m);
       const uint64_t codes = ceil_div(multiply(m, quantize.bits), 8);
@@ -171,7 +172,8 @@ Layout layout_of(const Quantize& quantize, std::span<const Tensor> tensors, cons
       coded = {Form::kPlain, quantize.dtype, 0, {}, multiply(m, 2)};
       break;
   }
-  return plain.bytes <= coded.bytes ? plain : coded;
+  if (plain <= coded.bytes) return {Form::kPlain, group.value, 0, {}, plain};
+  return coded;
 }
 
 }  // namespace

@@ -39,9 +39,12 @@ struct Scratch {
 struct Values {
   Layout layout = {};
   uint64_t m = 0;
-  std::vector<float> scales = {};  // or the magnitude
+  float scale = 0;                 // the only one, or the magnitude
+  std::vector<float> scales = {};  // where there are more
   const uint8_t* data = nullptr;
   double bound = 0;  // of the decoded magnitudes
+
+  const float* all_scales() const { return scales.empty() ? &scale : scales.data(); }
 
   const int8_t* codes(const Kernels& kernels, uint64_t at, size_t n, Scratch& scratch) const {
     if (layout.bits == 8) return reinterpret_cast<const int8_t*>(data) + at;
@@ -59,12 +62,12 @@ struct Values {
         return read_plain(kernels, at, n, f32, scratch);
       case Form::kSigns: {
         const size_t lead = at % 8;
-        kernels.unpack_signs(data + at / 8, lead + n, scales[0], scratch.f32);
+        kernels.unpack_signs(data + at / 8, lead + n, scale, scratch.f32);
         return {scratch.f32 + lead, nullptr, n};
       }
       default: {
         const int8_t* from = codes(kernels, at, n, scratch);
-        for_each_grid(layout.grid, scales.data(), at, n,
+        for_each_grid(layout.grid, all_scales(), at, n,
                       [&](size_t offset, size_t count, Grid grid, const float* scale) {
                         kernels.dequantize(from + offset, count, grid, levels_of(layout.bits),
                                            scale, f32 + offset);
@@ -111,7 +114,7 @@ double check_plain(const Kernels& kernels, const Values& values, size_t start, S
 }
 
 // Returns the largest.
-float check_scales(const std::vector<float>& scales, size_t start) {
+float check_scales(std::span<const float> scales, size_t start) {
   uint32_t largest = 0;
   for (float scale : scales) largest = std::max(largest, bit_cast<uint32_t>(scale));
   if (!finite(largest)) throw Malformed{"a scale is negative or not finite", start};
@@ -128,9 +131,11 @@ Values read_values(const Kernels& kernels, const Layout& layout, uint64_t m, Rea
     return values;
   }
   const uint8_t* scales = in.take(multiply(layout.grid.channels, 4), "a group's scales");
-  values.scales.resize(layout.grid.channels);
-  std::memcpy(values.scales.data(), scales, 4 * values.scales.size());
-  const float scale = check_scales(values.scales, start);
+  if (layout.grid.channels > 1) values.scales.resize(layout.grid.channels);
+  const std::span<float> all =
+      values.scales.empty() ? std::span(&values.scale, layout.grid.channels) : values.scales;
+  std::memcpy(all.data(), scales, all.size_bytes());
+  const float scale = check_scales(all, start);
   values.data = in.take_bits(multiply(m, layout.bits), "a group's codes");
   const int largest = layout.form == Form::kSigns ? 1 : levels_of(layout.bits);
   values.bound = static_cast<double>(scale * static_cast<float>(largest));
@@ -264,7 +269,7 @@ class AccumulateSink : public Sink {
                                static_cast<double*>(to.data) + at + offset);
       }
     };
-    for_each_grid(values.layout.grid, values.scales.data(), at, n, add);
+    for_each_grid(values.layout.grid, values.all_scales(), at, n, add);
     return true;
   }
 

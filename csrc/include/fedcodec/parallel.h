@@ -43,6 +43,7 @@ uint64_t count_all_above(const Kernels& kernels, const Float* x, uint64_t n,
 // scale does or lie under one; `scales` are those of the whole grid.
 template <class Scale, class F>
 void for_each_grid(Grid whole, Scale* scales, uint64_t at, size_t n, F&& f) {
+  if (at == 0) return f(0, n, whole, scales);
   const auto [inner, channels] = whole;
   for (size_t done = 0; done < n;) {
     const uint64_t within = (at + done) % inner;
