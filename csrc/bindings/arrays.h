@@ -195,26 +195,12 @@ inline std::optional<Plain> plain_array(const DlTensor& tensor) {
       static_cast<size_t>(n) * size};
 }
 
-// The memory of a capsule as a NumPy array: floats, the bits of 16-bit floats, or bytes.
-inline py::object array_over(py::handle capsule, const Plain& plain) {
-  const auto& numpy = py::detail::npy_api::get();
-  py::dtype dtype = plain.kind != 'f' && plain.kind != 'B' ? py::dtype::of<uint8_t>()
-                    : plain.item_size == 2                 ? py::dtype::of<uint16_t>()
-                    : plain.item_size == 4                 ? py::dtype::of<float>()
-                                                           : py::dtype::of<double>();
-  const auto n = static_cast<Py_intptr_t>(plain.nbytes) / dtype.itemsize();
-  auto array = py::reinterpret_steal<py::object>(
-      numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(), 1, &n, nullptr,
-                                  plain.data, py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr));
-  if (!array || numpy.PyArray_SetBaseObject_(array.ptr(), capsule.inc_ref().ptr()) != 0)
-    throw py::error_already_set();
-  return array;
-}
+constexpr const char* kCapsule = "dltensor";
 
-// Looks at NumPy arrays or DLPack's capsules in one pass: their dtypes and shapes as bytes, and
-// NumPy arrays over their memory. None unless each is contiguous, aligned, in the machine's byte
-// order, of a dtype of the wire and, if asked, writable, and no two share memory with each other or
-// with `source`: then arrays.py looks closer.
+// Looks at NumPy arrays or DLPack's capsules in one pass: their dtypes and shapes as bytes. None
+// unless each is contiguous, aligned, in the machine's byte order, of a dtype of the wire and, if
+// asked, writable, and no two share memory with each other or with `source`: then arrays.py looks
+// closer.
 inline py::object describe(const py::list& items, const py::object& source, bool writable) {
   using Span = std::pair<uintptr_t, uintptr_t>;
   std::vector<Span> spans;
@@ -229,26 +215,55 @@ inline py::object describe(const py::list& items, const py::object& source, bool
     add(bytes->get().data(), bytes->get().size());
   }
   std::string described;
-  py::list arrays(items.size());
-  for (size_t i = 0; i < items.size(); ++i) {
-    const py::object item = items[i];
-    const bool is_array = Py_TYPE(item.ptr()) == py::detail::npy_api::get().PyArray_Type_;
-    if (!is_array && PyCapsule_IsValid(item.ptr(), "dltensor") == 0) return py::none();
-    const auto plain = is_array ? plain_array(item.ptr(), writable)
-                                : plain_array(*static_cast<const DlTensor*>(
-                                      PyCapsule_GetPointer(item.ptr(), "dltensor")));
+  described.reserve(items.size() * 32);
+  for (const py::handle item : items) {
+    std::optional<Plain> plain;
+    if (Py_TYPE(item.ptr()) == py::detail::npy_api::get().PyArray_Type_) {
+      plain = plain_array(item.ptr(), writable);
+    } else if (PyCapsule_IsValid(item.ptr(), kCapsule) != 0) {
+      plain =
+          plain_array(*static_cast<const DlTensor*>(PyCapsule_GetPointer(item.ptr(), kCapsule)));
+    }
     if (!plain) return py::none();
     described +=
         {plain->kind, static_cast<char>(plain->item_size), static_cast<char>(plain->shape.size())};
     described.append(reinterpret_cast<const char*>(plain->shape.data()), plain->shape.size_bytes());
-    arrays[i] = is_array ? item : array_over(item, *plain);
     add(plain->data, plain->nbytes);
   }
   std::sort(spans.begin(), spans.end());
   const auto overlap = std::adjacent_find(
       spans.begin(), spans.end(), [](Span one, Span next) { return next.first < one.second; });
   if (overlap != spans.end()) return py::none();
-  return py::make_tuple(py::bytes(described), std::move(arrays));
+  return py::bytes(described);
+}
+
+// NumPy arrays over the memory of capsules that were described: of floats, of the bits of 16-bit
+// floats, or of bytes.
+inline py::list arrays_over(const py::list& capsules) {
+  const auto& numpy = py::detail::npy_api::get();
+  const py::dtype f32 = py::dtype::of<float>(), f64 = py::dtype::of<double>(),
+                  half = py::dtype::of<uint16_t>(), byte = py::dtype::of<uint8_t>();
+  py::list arrays(capsules.size());
+  for (size_t i = 0; i < capsules.size(); ++i) {
+    const py::object capsule = capsules[i];
+    const void* const pointer = PyCapsule_GetPointer(capsule.ptr(), kCapsule);
+    if (pointer == nullptr) throw py::error_already_set();
+    const auto plain = plain_array(*static_cast<const DlTensor*>(pointer));
+    if (!plain) throw py::value_error("a capsule has changed");
+    const bool is_float = plain->kind == 'f' || plain->kind == 'B';
+    const py::dtype& dtype = !is_float               ? byte
+                             : plain->item_size == 2 ? half
+                             : plain->item_size == 4 ? f32
+                                                     : f64;
+    const auto n = static_cast<Py_intptr_t>(plain->nbytes) / dtype.itemsize();
+    auto array = py::reinterpret_steal<py::object>(numpy.PyArray_NewFromDescr_(
+        numpy.PyArray_Type_, py::object(dtype).release().ptr(), 1, &n, nullptr, plain->data,
+        py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr));
+    if (!array || numpy.PyArray_SetBaseObject_(array.ptr(), capsule.inc_ref().ptr()) != 0)
+      throw py::error_already_set();
+    arrays[i] = std::move(array);
+  }
+  return arrays;
 }
 
 }  // namespace fedcodec::bindings

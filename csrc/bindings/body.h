@@ -363,7 +363,8 @@ class Body {
 class Encoder : public Body {
  public:
   Encoder(const py::object& dtypes, const py::object& shapes, const py::object& segments)
-      : Body(dtypes, shapes, segments, true) {}
+      : Body(dtypes, shapes, segments, true),
+        bound_(body_bound(plan(kernels_in_use(), this->shapes()))) {}
 
   py::bytes encode(const py::object& header, const py::object& arrays, bool seal,
                    const py::int_& first) const {
@@ -375,14 +376,12 @@ class Encoder : public Body {
     });
     const Bytes head(header);
     const uint64_t drawn = to_u64(first, "first");
-    const Plan whole = plan(kernels_in_use(), inputs);
-    const size_t bound = body_bound(whole);
-    NewBytes payload(head.get().size() + bound + kChecksum);
+    NewBytes payload(head.get().size() + bound_ + kChecksum);
     uint8_t* const out = payload.data();
     const size_t size = compute([&](const Kernels& kernels) {
       size_t at = head.get().size();
       if (at > 0) std::memcpy(out, head.get().data(), at);
-      at += encode_body(whole, drawn, {out + at, bound});
+      at += encode_body(plan(kernels, inputs), drawn, {out + at, bound_});
       if (!seal) return at;
       const uint32_t crc = checksum(kernels, out, at);
       std::memcpy(out + at, &crc, kChecksum);
@@ -390,6 +389,9 @@ class Encoder : public Body {
     });
     return payload.shrunk_to(size);
   }
+
+ private:
+  size_t bound_;  // of a body
 };
 
 // The body of a payload that someone else wrote.
@@ -431,13 +433,21 @@ class Decoder : public Body {
   py::object decode(const py::object& payload, const py::object& start, const py::object& stop,
                     const py::object& arrays) const {
     const Stretch body(payload, start, stop);
-    const py::object to = arrays.is_none() ? py::object(allocate()) : arrays;
-    const auto outputs = tensors(to, set_output);
+    const auto decode_to = [&](const std::vector<Tensor>& outputs) {
+      compute([&](const Kernels& kernels) {
+        decode_body(plan(kernels, outputs), body.data(), body.start(), body.stop());
+      });
+    };
+    if (arrays.is_none()) {
+      std::vector<Tensor> outputs = shapes();
+      py::list fresh = allocate(outputs);
+      decode_to(outputs);
+      return fresh;
+    }
+    const auto outputs = tensors(arrays, set_output);
     body.require_apart(outputs);
-    compute([&](const Kernels& kernels) {
-      decode_body(plan(kernels, outputs), body.data(), body.start(), body.stop());
-    });
-    return to;
+    decode_to(outputs);
+    return arrays;
   }
 
   void check(const py::object& payload, const py::object& start, const py::object& stop) const {
@@ -464,12 +474,12 @@ class Decoder : public Body {
   }
 
  private:
-  py::list allocate() const {
+  static py::list allocate(std::vector<Tensor>& tensors) {
     const auto& numpy = py::detail::npy_api::get();
     std::array<py::object, 256> dtypes;  // by id
-    py::list arrays(shapes().size());
-    for (size_t i = 0; i < shapes().size(); ++i) {
-      const Tensor& tensor = shapes()[i];
+    py::list arrays(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      Tensor& tensor = tensors[i];
       py::object& dtype = dtypes[static_cast<uint8_t>(tensor.dtype)];
       if (!dtype) dtype = py::dtype(name_of(tensor.dtype));
       auto array = py::reinterpret_steal<py::object>(numpy.PyArray_NewFromDescr_(
@@ -477,6 +487,7 @@ class Decoder : public Body {
           static_cast<int>(tensor.shape.size()),
           reinterpret_cast<const Py_intptr_t*>(tensor.shape.data()), nullptr, nullptr, 0, nullptr));
       if (!array) throw py::error_already_set();
+      tensor.data = py::detail::array_proxy(array.ptr())->data;
       arrays[i] = std::move(array);
     }
     return arrays;
@@ -557,6 +568,7 @@ inline void bind_body(py::module_& m) {
            py::arg("dry") = false);
   m.def("describe", describe, py::arg("items"), py::arg("source") = py::none(),
         py::arg("writable") = false);
+  m.def("arrays_over", arrays_over, py::arg("capsules"));
   m.def("pack_sparse", pack_sparse, py::arg("positions"), py::arg("n"));
   m.def("unpack_sparse", unpack_sparse, py::arg("buffer"), py::arg("n"));
 }

@@ -89,8 +89,7 @@ class Aggregator(Locked):
             if isinstance(like, Spec):
                 self._spec = like
             else:
-                read = arrays.read(like)
-                self._spec, self._framework = read.spec, read.framework
+                self._spec, self._framework = arrays.spec_of(like)
             self._sums = self._zeros(self._spec)
         self._like = self._spec
         self.count = 0

@@ -24,7 +24,7 @@ Structure: TypeAlias = Literal["array", "list", "dict"]
 FRAMEWORKS = ("numpy", "torch", "jax")
 
 _BFLOAT16 = dtypes.BY_NAME["bfloat16"].id
-# By what `_read_plain` sees of an update: the same layout comes round by round.
+# By what `_see` sees of an update: the same layout comes round by round.
 _specs: dict[object, Spec] = {}
 _MOST_SPECS = 64
 
@@ -48,7 +48,15 @@ def read(update: Any) -> Update:
         If an array lives on a GPU and the CUDA module is not built.
     """
     parts = _parts(update)
-    return _read_plain(*parts) or _read(*parts)
+    plain = _see(*parts)
+    return _read(*parts) if plain is None else _opened(plain)
+
+
+def spec_of(update: Any) -> tuple[Spec, str]:
+    """Return the spec of an update and its framework: `read`, without access to the values."""
+    parts = _parts(update)
+    seen = _see(*parts) or _read(*parts)
+    return seen.spec, seen.framework
 
 
 def _parts(update: Any) -> tuple[Structure, tuple[Any, ...], list[Any]]:
@@ -60,15 +68,23 @@ def _parts(update: Any) -> tuple[Structure, tuple[Any, ...], list[Any]]:
     return "array", (), [update]
 
 
-def _read_plain(
+class _Plain(NamedTuple):
+    """An update of plain arrays: NumPy's own, or DLPack's capsules."""
+
+    spec: Spec
+    items: list[Any]
+    framework: str
+
+
+def _see(
     structure: Structure,
     keys: tuple[Any, ...],
     values: list[Any],
     source: memoryview | None = None,
     *,
     writable: bool = False,
-) -> Update | None:
-    """Like `_read`, in one native call; None where that cannot be or something needs a closer look."""
+) -> _Plain | None:
+    """Look at an update by one native call; None where that cannot be or something needs a closer look."""
     native = getattr(ops.backend(), "body", None)
     if native is None:
         return None
@@ -81,10 +97,9 @@ def _read_plain(
             items = _capsules(torch, values)
         except (BufferError, RuntimeError, TypeError):
             return None
-    found = native.describe(items, source, writable)
-    if found is None:
+    described = native.describe(items, source, writable)
+    if described is None:
         return None
-    described, storage = found
     key = structure, keys, described
     spec = _specs.get(key)
     if spec is None:
@@ -92,7 +107,14 @@ def _read_plain(
         if len(_specs) >= _MOST_SPECS:
             _specs.clear()
         _specs[key] = spec
-    return Update(spec, storage, framework)
+    return _Plain(spec, items, framework)
+
+
+def _opened(plain: _Plain) -> Update:
+    storage = plain.items
+    if plain.framework == "torch":
+        storage = ops.backend().body.arrays_over(storage)
+    return Update(plain.spec, storage, plain.framework)
 
 
 def _capsules(torch: Any, values: list[Any]) -> list[Any]:
@@ -194,9 +216,9 @@ def writable(update: Any, source: memoryview) -> Update:
         if it shares memory with the source, or with another array that it is not tied to.
     """
     structure, keys, values = parts = _parts(update)
-    plain = _read_plain(*parts, source, writable=True)
+    plain = _see(*parts, source, writable=True)
     if plain is not None:
-        return plain
+        return _opened(plain)
     for name, value in zip(_names(structure, keys, len(values)), values, strict=True):
         array, _, framework = _host_array(value, name)
         native = isinstance(value, np.ndarray) and value.dtype.isnative

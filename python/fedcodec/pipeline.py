@@ -559,8 +559,7 @@ def _bytes(payload: Any) -> memoryview:
 def _spec_of(like: Any) -> tuple[Spec, str]:
     if isinstance(like, Spec):
         return like, "numpy"
-    read = arrays.read(like)
-    return read.spec, read.framework
+    return arrays.spec_of(like)
 
 
 def _non_finite(error: Exception, tensors: Sequence[TensorSpec]) -> NonFiniteError:

@@ -109,7 +109,7 @@ class Shared:
 
     def add_base(self, model: Any) -> bytes:
         """Keep a reference to the model that deltas are against and return its digest."""
-        return self._add(digest_of(model), "base", model, arrays.read(model).spec.nbytes)
+        return self._add(digest_of(model), "base", model, arrays.spec_of(model)[0].nbytes)
 
     def add_rules(self, codec: Codec, spec: Spec) -> bytes:
         """Keep the rule table of a codec for one spec and return its digest."""

@@ -76,7 +76,7 @@ class Spec:
         """
         from . import arrays
 
-        return arrays.read(update).spec
+        return arrays.spec_of(update)[0]
 
     @cached_property
     def nbytes(self) -> int:
