@@ -15,7 +15,12 @@ struct Wide {
   static V add(V a, V b) { return _mm512_add_epi64(a, b); }
   static V multiply(V a, V b) { return _mm512_mul_epu32(a, b); }
   static V upper(V a) { return _mm512_srli_epi64(a, 32); }
-  static V exclusive_or(V a, V b, V c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  static uint64_t keys(uint32_t now, uint32_t) { return now; }
+  // c = upper half of the product ^ before ^ key; before = product.
+  static void step(int, V product, V key, V& c, V& before) {
+    c = _mm512_ternarylogic_epi64(upper(product), before, key, 0x96);
+    before = product;
+  }
   static V join(V low, V high) {
     return _mm512_mask_shuffle_epi32(low, 0xaaaa, high, _MM_PERM_CCAA);
   }
@@ -35,7 +40,13 @@ struct Wide {
   static V add(V a, V b) { return _mm256_add_epi64(a, b); }
   static V multiply(V a, V b) { return _mm256_mul_epu32(a, b); }
   static V upper(V a) { return _mm256_srli_epi64(a, 32); }
-  static V exclusive_or(V a, V b, V c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
+  static uint64_t keys(uint32_t now, uint32_t next) { return uint64_t{now} << 32 | next; }
+  // In even rounds one operation brings in the key, and the next round's to where that one looks.
+  static void step(int round, V product, V both_keys, V& c, V& before) {
+    if (round % 2 == 0) product = _mm256_xor_si256(product, both_keys);
+    c = _mm256_xor_si256(upper(product), before);
+    before = product;
+  }
   static V join(V low, V high) {
     return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xaa);
   }
@@ -52,6 +63,14 @@ struct Wide {
 void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32_t* words) {
   using V = Wide::V;
   constexpr size_t kChains = 4;  // independent ones hide the product's latency
+  V k0[kPhiloxRounds];
+  V k1[kPhiloxRounds];
+  for (uint32_t round = 0; round < kPhiloxRounds; ++round) {
+    const uint32_t low = static_cast<uint32_t>(key) + round * kPhiloxStep0;
+    const uint32_t high = static_cast<uint32_t>(key >> 32) + round * kPhiloxStep1;
+    k0[round] = Wide::all(Wide::keys(low, low + kPhiloxStep0));
+    k1[round] = Wide::all(Wide::keys(high, high + kPhiloxStep1));
+  }
   const V m0 = Wide::all(0xd2511f53u);
   const V m1 = Wide::all(0xcd9e8d57u);
   for (size_t l = 0; l < kLanes; l += kChains * Wide::kBlocks) {
@@ -65,19 +84,13 @@ void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32
       c2[i] = Wide::all(call_seed);
       c3[i] = Wide::all(call_seed >> 32);
     }
-    uint32_t k0 = static_cast<uint32_t>(key);
-    uint32_t k1 = static_cast<uint32_t>(key >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round) {
       for (size_t i = 0; i < kChains; ++i) {
         const V p0 = Wide::multiply(c0[i], m0);
         const V p1 = Wide::multiply(c2[i], m1);
-        c0[i] = Wide::exclusive_or(Wide::upper(p1), c1[i], Wide::all(k0));
-        c2[i] = Wide::exclusive_or(Wide::upper(p0), c3[i], Wide::all(k1));
-        c1[i] = p1;
-        c3[i] = p0;
+        Wide::step(round, p1, k0[round], c0[i], c1[i]);
+        Wide::step(round, p0, k1[round], c2[i], c3[i]);
       }
-      k0 += kPhiloxStep0;
-      k1 += kPhiloxStep1;
     }
     for (size_t i = 0; i < kChains; ++i) {
       Wide::store(Wide::join(c0[i], c1[i]), Wide::join(c2[i], c3[i]),
