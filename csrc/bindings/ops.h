@@ -285,29 +285,30 @@ inline py::tuple quantize(const Array<float>& values, unsigned bits, size_t inne
   float* scale = scales.mutable_data();
   const int levels = levels_of(bits);
   const Grid grid = {inner, channels};
-  auto codes =
-      map<int8_t>(values, size_of(values), codes_out,
-                  [&](const Kernels& kernels, const float* x, size_t n, int8_t* out) {
-                    const size_t blocks = n / inner + (n % inner != 0);
-                    if (!draw && blocks == channels) {
-                      if (!is_finite(kernels.quantize_blocks(x, n, inner, levels, scale, out)))
-                        require_finite(kernels, x, n);
-                      return;
-                    }
-                    const auto keys = std::make_unique<uint32_t[]>(channels);
-                    kernels.channel_keys(x, n, grid, keys.get());
-                    if (!std::all_of(keys.get(), keys.get() + channels,
-                                     [](uint32_t key) { return is_finite(key); }))
-                      require_finite(kernels, x, n);
-                    kernels.scales_from_keys(keys.get(), channels, levels, scale);
-                    if (draw) {
-                      const auto [codec_seed, call_seed, first] = *draw;
-                      kernels.quantize_stochastic(x, n, grid, levels, scale,
-                                                  {codec_seed, call_seed, first}, out);
-                    } else {
-                      kernels.quantize_nearest(x, n, grid, levels, scale, out);
-                    }
-                  });
+  auto codes = map<int8_t>(values, size_of(values), codes_out,
+                           [&](const Kernels& kernels, const float* x, size_t n, int8_t* out) {
+                             const size_t blocks = n / inner + (n % inner != 0);
+                             Draw from = {};
+                             if (draw)
+                               std::tie(from.codec_seed, from.call_seed, from.first) = *draw;
+                             if (blocks == channels) {
+                               if (!is_finite(kernels.quantize_blocks(
+                                       x, n, inner, levels, draw ? &from : nullptr, scale, out)))
+                                 require_finite(kernels, x, n);
+                               return;
+                             }
+                             const auto keys = std::make_unique<uint32_t[]>(channels);
+                             kernels.channel_keys(x, n, grid, keys.get());
+                             if (!std::all_of(keys.get(), keys.get() + channels,
+                                              [](uint32_t key) { return is_finite(key); }))
+                               require_finite(kernels, x, n);
+                             kernels.scales_from_keys(keys.get(), channels, levels, scale);
+                             if (draw) {
+                               kernels.quantize_stochastic(x, n, grid, levels, scale, from, out);
+                             } else {
+                               kernels.quantize_nearest(x, n, grid, levels, scale, out);
+                             }
+                           });
   return py::make_tuple(std::move(codes), std::move(scales));
 }
 

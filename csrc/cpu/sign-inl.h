@@ -41,12 +41,14 @@ void unpack_signs(const uint8_t* bits, size_t n, float magnitude, float* out) {
     memcpy(&negative, bits + done, 2);
     const __m512 values =
         _mm512_mask_blend_ps(negative, _mm512_set1_ps(magnitude), _mm512_set1_ps(-magnitude));
+    ask_to_write(out + 8 * done, sizeof(values));
     _mm512_storeu_ps(out + 8 * done, values);
   }
 #elif defined(__AVX2__)
   for (; done < whole; ++done) {
     const __m256 sign =
         _mm256_and_ps(_mm256_castsi256_ps(spread_bits(bits[done])), _mm256_set1_ps(-0.0f));
+    ask_to_write(out + 8 * done, sizeof(sign));
     _mm256_storeu_ps(out + 8 * done, _mm256_xor_ps(_mm256_set1_ps(magnitude), sign));
   }
 #endif
@@ -60,6 +62,8 @@ void unpack_signs(const uint8_t* bits, size_t n, float magnitude, float* out) {
 uint64_t magnitude_sum(const float* x, size_t n, int exponent) {
   const double factor = power_of_two(31 - exponent);
   uint64_t sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += scaled_magnitude(x[i], factor);
+  for_each_stretch(x, n, [&](size_t start, size_t length) {
+    for (size_t i = start; i < start + length; ++i) sum += scaled_magnitude(x[i], factor);
+  });
   return sum;
 }

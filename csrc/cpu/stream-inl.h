@@ -15,12 +15,20 @@ void ask_to_write(const void* next, size_t bytes) {
 }
 
 // Calls body(start, length) for stretches of n elements; `x` is read and `y` written alongside.
+constexpr size_t kStretch = 256;
 template <class X, class Y, class Body>
 void for_each_stretch(const X* x, const Y* y, size_t n, Body body) {
-  constexpr size_t kStretch = 256;
   for (size_t i = 0; i < n; i += kStretch) {
     ask_to_read(x + i, kStretch * sizeof(X));
     ask_to_write(y + i, kStretch * sizeof(Y));
+    body(i, n - i < kStretch ? n - i : kStretch);
+  }
+}
+// The same where nothing is written.
+template <class X, class Body>
+void for_each_stretch(const X* x, size_t n, Body body) {
+  for (size_t i = 0; i < n; i += kStretch) {
+    ask_to_read(x + i, kStretch * sizeof(X));
     body(i, n - i < kStretch ? n - i : kStretch);
   }
 }

@@ -295,14 +295,17 @@ void test_integers(size_t n, int pattern, int levels, const std::string& what) {
   for (const size_t block :
        {size_t{1}, size_t{5}, size_t{64}, size_t{256}, size_t{1000}, size_t{1024}, ~size_t{0}}) {
     const size_t blocks = n / block + (n % block != 0);
-    compare("quantize_blocks " + what + " block " + std::to_string(block),
-            [&](const Kernels& k, Output& out) {
-              Buffer<float> scales(blocks);
-              Buffer<int8_t> codes(n);
-              out.add(k.quantize_blocks(x, n, block, levels, scales, codes));
-              out.add<float>(scales, blocks);
-              out.add<int8_t>(codes, n);
-            });
+    const Draw draw = {7, 11, 0x3fffffffdu + n};
+    for (const Draw* from : {static_cast<const Draw*>(nullptr), &draw}) {
+      compare("quantize_blocks " + what + " block " + std::to_string(block),
+              [&](const Kernels& k, Output& out) {
+                Buffer<float> scales(blocks);
+                Buffer<int8_t> codes(n);
+                out.add(k.quantize_blocks(x, n, block, levels, from, scales, codes));
+                out.add<float>(scales, blocks);
+                out.add<int8_t>(codes, n);
+              });
+    }
   }
   for (const Grid grid : {Grid{1, 1}, Grid{1, 3}, Grid{1, 300}, Grid{3, 5}, Grid{31, 2},
                           Grid{32, 3}, Grid{1000, 4}}) {

@@ -80,9 +80,10 @@ struct Kernels {
 
   // --- symmetric integers of levels = 2^(bits - 1) - 1 -------------------------------------------
   // A run of n values, cut into blocks of `block` (the last may be shorter): one scale each,
-  // nearest rounding. Returns the largest key; where it is not finite the outputs are meaningless.
-  uint32_t (*quantize_blocks)(const float* x, size_t n, size_t block, int levels, float* scales,
-                              int8_t* codes);
+  // stochastic rounding if there is a draw. Returns the largest key; where it is not finite the
+  // outputs are meaningless.
+  uint32_t (*quantize_blocks)(const float* x, size_t n, size_t block, int levels, const Draw* draw,
+                              float* scales, int8_t* codes);
   // Raises keys[c] to the largest key of each channel c; the caller zeroes them first.
   void (*channel_keys)(const float* x, size_t n, Grid grid, uint32_t* keys);
   // scales[i] from the largest magnitude, given as its finite key.
