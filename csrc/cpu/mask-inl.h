@@ -1,13 +1,17 @@
 // Bit strings of masks. Part of one stamp: see table-inl.h.
 
+// How many bits are set of each byte.
+[[maybe_unused]] uint64_t ones_of_bytes(uint64_t word) {
+  word -= (word >> 1) & 0x5555555555555555u;
+  word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
+  return (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+}
+
 int popcount(uint64_t word) {
 #if defined(__POPCNT__) || defined(__aarch64__)
   return __builtin_popcountll(word);
 #else
-  word -= (word >> 1) & 0x5555555555555555u;
-  word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
-  word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
-  return static_cast<int>((word * 0x0101010101010101u) >> 56);
+  return static_cast<int>((ones_of_bytes(word) * 0x0101010101010101u) >> 56);
 #endif
 }
 

@@ -23,27 +23,43 @@ void gap_sums(const uint32_t* positions, size_t n, unsigned shift, uint64_t sums
 // neighbours first.
 constexpr size_t kSpan = 2048;
 
-// base + i for the first n bits i that are set.
-void find_ones(const uint8_t* bits, size_t n, uint32_t base, uint32_t* out) {
+// base + i for the first n bits i that are set. Where they are sparse, most vectors would hold few.
+void find_ones(const uint8_t* bits, size_t n, uint32_t base, uint32_t* out,
+               [[maybe_unused]] bool sparse = false) {
   uint32_t* const end = out + n;
 #if defined(__AVX512BW__)
   const __m512i iota = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  for (; end - out >= 16; bits += 2, base += 16) {
+  __m512i all = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(base)), iota);
+  for (; !sparse && end - out >= 16; bits += 2, base += 16) {
     __mmask16 ones;
     memcpy(&ones, bits, 2);
-    const __m512i all = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(base)), iota);
     _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(ones, all));
+    all = _mm512_add_epi32(all, _mm512_set1_epi32(16));
     out += popcount(ones);
   }
 #elif defined(__AVX2__)
-  for (; end - out >= 8; ++bits, base += 8) {
-    const __m128i ones = _mm_cvtsi64_si128(static_cast<long long>(kSetBits.of[*bits]));
-    const __m256i first = _mm256_set1_epi32(static_cast<int>(base));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                        _mm256_add_epi32(first, _mm256_cvtepu8_epi32(ones)));
-    out += popcount(*bits);
+  __m256i first = _mm256_set1_epi32(static_cast<int>(base));
+  for (; !sparse && end - out >= 64; bits += 8, base += 64) {
+    const uint64_t word = load64(bits);
+    // Byte j counts the ones up to byte j.
+    const uint64_t counts = ones_of_bytes(word) * 0x0101010101010101u;
+    uint32_t* to = out;
+    for (unsigned j = 0; j < 8; ++j) {
+      const void* listed = kSetBits.of + (word >> 8 * j & 0xff);
+      const __m128i ones = _mm_loadl_epi64(static_cast<const __m128i*>(listed));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                          _mm256_add_epi32(first, _mm256_cvtepu8_epi32(ones)));
+      first = _mm256_add_epi32(first, _mm256_set1_epi32(8));
+      to = out + (counts >> 8 * j & 0xff);
+    }
+    out = to;
   }
 #endif
+  // Where 64 are to come, the next word is all bit string.
+  for (; end - out >= 64; bits += 8, base += 64) {
+    for (uint64_t word = load64(bits); word != 0; word &= word - 1)
+      *out++ = base + static_cast<uint32_t>(__builtin_ctzll(word));
+  }
   for (; out != end; ++bits, base += 8) {
     for (unsigned ones = *bits; ones != 0 && out != end; ones &= ones - 1)
       *out++ = base + static_cast<uint32_t>(__builtin_ctz(ones));
@@ -68,18 +84,7 @@ size_t unpack_bitmap(const uint8_t* bits, size_t length, uint32_t* positions) {
   size_t n = count_bits(bits, length / 8);
   if (length % 8 != 0)
     n += static_cast<size_t>(popcount(bits[length / 8] & ((1u << length % 8) - 1)));
-  size_t found = 0;
-  size_t i = 0;
-  if (n < length / 16) {
-    // A word at a time, as most hold few ones. Where 64 are to come, the word is all bitmap.
-    for (; n - found >= 64; i += 64) {
-      for (uint64_t word = load64(bits + i / 8); word != 0; word &= word - 1) {
-        const size_t bit = static_cast<size_t>(__builtin_ctzll(word));
-        positions[found++] = static_cast<uint32_t>(i + bit);
-      }
-    }
-  }
-  find_ones(bits + i / 8, n - found, static_cast<uint32_t>(i), positions + found);
+  find_ones(bits, n, 0, positions, n < length / 16);
   return n;
 }
 
