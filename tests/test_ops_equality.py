@@ -213,8 +213,17 @@ def test_any_codes(codes: np.ndarray, some: np.ndarray, bits: int, grid: tuple[i
 @thorough
 @given(hnp.arrays(np.int8, st.integers(0, 300)), st.integers(2, 7))
 def test_packed_codes(codes: np.ndarray, bits: int) -> None:
-    packed = check("pack_codes", codes, bits)
+    packed = check("pack_codes", codes >> (8 - bits), bits)
     check("unpack_codes", packed, bits, codes.size)
+
+
+@pytest.mark.parametrize("wrong", [-9, 8, -128, 127])
+def test_codes_of_more_bits_are_refused(wrong: int) -> None:
+    codes = np.zeros(9000, np.int8)
+    codes[8999] = wrong
+    for ops in (reference, cpu):
+        with pytest.raises(ValueError, match="codes of 4 bits are from -8 to 7"):
+            ops.pack_codes(codes, 4)
 
 
 # --- signs --------------------------------------------------------------------------------------------------------
@@ -278,6 +287,15 @@ def test_sparse(n: int, density: float, seed: int) -> None:
     positions = np.flatnonzero(np.random.default_rng(seed).random(n) < density)
     packed = check("pack_sparse", positions, n)
     check("unpack_sparse", packed, n)
+
+
+@pytest.mark.parametrize(
+    "positions", [[1, 1], [2, 1], [5], [-1], [0, 2**63 - 1, -2, 4], [-(2**63), 2**63 - 1]]
+)
+def test_positions_that_do_not_increase_are_refused(positions: list[int]) -> None:
+    for ops in (reference, cpu):
+        with pytest.raises(ValueError, match="increase strictly, from 0 to below 5"):
+            ops.pack_sparse(np.array(positions), 5)
 
 
 # --- at positions, sums -------------------------------------------------------------------------------------------
@@ -362,6 +380,8 @@ FLOAT_CALLS: dict[str, Callable[[Any, np.ndarray], Any]] = {
     "quantize at random": lambda ops, x: ops.quantize(x, 8, 1024, 9, (1, 2, 3)),
     "mean_magnitude": lambda ops, x: ops.mean_magnitude(x),
     "pack_signs": lambda ops, x: ops.pack_signs(x),
+    "narrow": lambda ops, x: ops.narrow(x, "float16", None, True),
+    "narrow float64": lambda ops, x: ops.narrow(x.astype(np.float64), "float32", None, True),
     "scatter": lambda ops, x: ops.scatter(np.arange(9000), x, np.zeros_like(x)),
     "accumulate": lambda ops, x: ops.accumulate(np.zeros_like(x), x, 1.0),
     "accumulate_sparse": lambda ops, x: ops.accumulate_sparse(
@@ -380,6 +400,29 @@ def test_the_first_value_that_is_not_finite_is_named(call: str, wrong: float) ->
         for ops in (reference, cpu):
             with pytest.raises(NonFiniteError, match=message):
                 FLOAT_CALLS[call](ops, values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide", "beyond"),
+    [
+        ("float16", np.float32, 65520.0),
+        ("float16", np.float64, -65520.0),
+        ("bfloat16", np.float32, -FLOAT_MAX),
+        ("bfloat16", np.float64, 1e39),
+        ("float32", np.float64, -1e39),
+    ],
+)
+def test_the_first_value_that_becomes_infinite_is_named(
+    dtype: str, wide: type, beyond: float
+) -> None:
+    values = np.ones(9000, wide)
+    for place in PLACES[::-1]:
+        values[place] = beyond
+        infinite = math.copysign(math.inf, beyond)
+        message = f"values as {dtype}: element {place} is {infinite}$"
+        for ops in (reference, cpu):
+            with pytest.raises(NonFiniteError, match=message):
+                ops.narrow(values, dtype, None, True)
 
 
 @pytest.mark.parametrize("name", ["accumulate", "accumulate_sparse", "scatter"])

@@ -66,10 +66,11 @@ inline double widened(const Kernels& kernels, float x) {
   return out;
 }
 
-// A value that is not finite: the first of its array.
+// A value that is not finite, by itself or as a narrower type: the first of its array.
 struct NotFinite {
   size_t element;
   double value;
+  std::string as = {};
 };
 
 inline bool is_finite(uint32_t key) { return key < kInfinityKey32; }
@@ -324,35 +325,85 @@ inline double mean_magnitude_of(const Array<float>& values) {
   });
 }
 
-template <class Float>
-Array<float> narrow_to_f32(const Array<Float>& values, const Out<float>& out) {
-  return map<float>(values, size_of(values), out,
-                    [](const Kernels& kernels, const Float* x, size_t n, float* to) {
-                      if constexpr (sizeof(Float) == sizeof(double)) {
-                        kernels.f64_to_f32(x, n, to);
-                      } else {
-                        std::copy_n(x, n, to);
-                      }
-                    });
+inline uint32_t narrow_key(float x) { return key_of(x); }
+inline uint32_t narrow_key(uint16_t bits) { return bits & 0x7fffu; }
+inline uint32_t largest_narrow(const Kernels& kernels, const float* x, size_t n) {
+  return kernels.max_key_f32(x, n);
+}
+inline uint32_t largest_narrow(const Kernels& kernels, const uint16_t* x, size_t n) {
+  return kernels.max_key_u16(x, n);
 }
 
-template <class Float>
-Array<uint16_t> narrow_to_half(const Array<Float>& values, bool bfloat16,
-                               const Out<uint16_t>& out) {
-  return map<uint16_t>(values, size_of(values), out,
-                       [&](const Kernels& kernels, const Float* x, size_t n, uint16_t* to) {
-                         if constexpr (sizeof(Float) == sizeof(double)) {
-                           bfloat16 ? kernels.f64_to_bf16(x, n, to) : kernels.f64_to_f16(x, n, to);
-                         } else {
-                           bfloat16 ? kernels.f32_to_bf16(x, n, to) : kernels.f32_to_f16(x, n, to);
-                         }
-                       });
+// A narrower type: its infinity's key, and how values become it.
+template <class Float, class To>
+struct Narrower {
+  std::string name;
+  uint32_t infinity;
+  void (*convert)(const Kernels&, const Float*, size_t, To*);
+};
+
+template <class Float, class To>
+Array<To> narrow_to(const Narrower<Float, To>& type, const Array<Float>& values, bool finite,
+                    const py::object& out) {
+  return map<To>(values, size_of(values), py::cast<Out<To>>(out),
+                 [&](const Kernels& kernels, const Float* x, size_t n, To* to) {
+                   if (!finite) return type.convert(kernels, x, n, to);
+                   for_finite(kernels, x, n, [&](size_t start, size_t length) {
+                     To* const first = to + start;
+                     type.convert(kernels, x + start, length, first);
+                     if (largest_narrow(kernels, first, length) < type.infinity) return;
+                     const size_t i = static_cast<size_t>(
+                         std::find_if(first, first + length,
+                                      [&](To v) { return narrow_key(v) >= type.infinity; }) -
+                         to);
+                     const double infinity = std::numeric_limits<double>::infinity();
+                     throw NotFinite{i, std::signbit(x[i]) ? -infinity : infinity, type.name};
+                   });
+                 });
 }
 
+// With `finite`, throws NotFinite for what is not finite, or becomes so.
 template <class Float>
-py::array narrow(const Array<Float>& values, const std::string& dtype, const py::object& out) {
-  if (dtype == "float32") return narrow_to_f32(values, py::cast<Out<float>>(out));
-  return narrow_to_half(values, dtype == "bfloat16", py::cast<Out<uint16_t>>(out));
+py::array narrow(const Array<Float>& values, const std::string& dtype, const py::object& out,
+                 bool finite) {
+  constexpr bool wide = sizeof(Float) == sizeof(double);
+  if (dtype == "float32") {
+    const auto convert = [](const Kernels& k, const Float* x, size_t n, float* to) {
+      if constexpr (wide) {
+        k.f64_to_f32(x, n, to);
+      } else {
+        std::copy_n(x, n, to);
+      }
+    };
+    return narrow_to<Float, float>({dtype, kInfinityKey32, convert}, values, finite, out);
+  }
+  const auto convert_f16 = [](const Kernels& k, const Float* x, size_t n, uint16_t* to) {
+    if constexpr (wide) {
+      k.f64_to_f16(x, n, to);
+    } else {
+      k.f32_to_f16(x, n, to);
+    }
+  };
+  const auto convert_bf16 = [](const Kernels& k, const Float* x, size_t n, uint16_t* to) {
+    if constexpr (wide) {
+      k.f64_to_bf16(x, n, to);
+    } else {
+      k.f32_to_bf16(x, n, to);
+    }
+  };
+  if (dtype == "float16")
+    return narrow_to<Float, uint16_t>({dtype, 0x7c00, convert_f16}, values, finite, out);
+  return narrow_to<Float, uint16_t>({dtype, 0x7f80, convert_bf16}, values, finite, out);
+}
+
+// Throws std::invalid_argument for codes of more bits.
+inline void require_bits(const int8_t* codes, size_t n, unsigned bits) {
+  const int end = 1 << (bits - 1);
+  uint8_t all = 0;
+  for (size_t i = 0; i < n; ++i) all |= static_cast<uint8_t>(codes[i] + end);
+  if (all >> bits != 0)
+    throw std::invalid_argument("codes of " + std::to_string(bits) + " bits are from " +
+                                std::to_string(-end) + " to " + std::to_string(end - 1));
 }
 
 // --- in place: at positions, and sums ------------------------------------------------------------
@@ -466,7 +517,7 @@ void bind_for(py::module_& m) {
   m.def("apply_mask", apply_mask<Float>, py::arg("values").noconvert(), py::arg("mask").noconvert(),
         py::arg("out").noconvert() = py::none());
   m.def("narrow", narrow<Float>, py::arg("values").noconvert(), py::arg("dtype"),
-        py::arg("out") = py::none());
+        py::arg("out") = py::none(), py::arg("finite") = false);
   m.def("scatter", scatter<Float>, py::arg("positions").noconvert(), py::arg("values").noconvert(),
         py::arg("out").noconvert());
 }
@@ -500,7 +551,8 @@ inline void bind_ops(py::module_& parent) {
     try {
       std::rethrow_exception(thrown);
     } catch (const NotFinite& found) {
-      const std::string message = "values: element " + std::to_string(found.element) + " is " +
+      const std::string message = "values" + (found.as.empty() ? "" : " as " + found.as) +
+                                  ": element " + std::to_string(found.element) + " is " +
                                   std::string(py::str(py::float_(found.value)));
       py::set_error(py::module_::import("fedcodec.errors").attr("NonFiniteError"), message.c_str());
     }
@@ -568,7 +620,11 @@ inline void bind_ops(py::module_& parent) {
       [](const Array<int8_t>& codes, unsigned bits, const Out<uint8_t>& out) {
         return map<uint8_t>(codes, (size_of(codes) * bits + 7) / 8, out,
                             [bits](const Kernels& k, const int8_t* q, size_t n, uint8_t* packed) {
-                              k.pack_codes(q, n, bits, packed);
+                              for (size_t i = 0; i < n; i += kStretch) {
+                                const size_t length = std::min(kStretch, n - i);
+                                require_bits(q + i, length, bits);
+                                k.pack_codes(q + i, length, bits, packed + i / 8 * bits);
+                              }
                             });
       },
       py::arg("codes").noconvert(), py::arg("bits"), into);

@@ -291,9 +291,8 @@ def _singles(values: npt.ArrayLike) -> Float32:
     flat = _floats(values)
     if flat.dtype == np.float32:
         return flat
-    _finite("values", flat)
-    with np.errstate(over="ignore"):
-        return _finite("values as float32", flat.astype(np.float32))
+    single: Float32 = backend().narrow(flat, "float32", None, True)
+    return single
 
 
 def _parts(values: Any) -> list[Array]:
@@ -313,14 +312,16 @@ def _bits(bits: npt.ArrayLike | bytes, n: int) -> Bits:
     return flat
 
 
-def _positions(positions: npt.ArrayLike, n: int) -> Positions:
+def _integers(positions: npt.ArrayLike) -> Positions:
     array = np.asarray(positions)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"positions have dtype {array.dtype}, it must be an integer one")
-    flat = np.ascontiguousarray(array, np.int64).reshape(-1)
-    # Compared, not subtracted: a difference may wrap around.
-    if flat.size and not (flat[0] >= 0 and flat[-1] < n and (flat[1:] > flat[:-1]).all()):
-        raise ValueError(f"positions must increase strictly, from 0 to below {n}")
+    return np.ascontiguousarray(array, np.int64).reshape(-1)
+
+
+def _positions(positions: npt.ArrayLike, n: int) -> Positions:
+    flat = _integers(positions)
+    reference.require_increasing(flat, n)
     return flat
 
 
@@ -956,7 +957,7 @@ def pack_codes(codes: npt.ArrayLike, bits: int, *, out: Bits | None = None) -> B
     array([241], dtype=uint8)
     """
     bits = _integer("bits", bits, 2, 7)
-    flat = _codes(codes, bits)
+    flat: Codes = _flat("codes", codes, np.int8)
     target = _target_of(out, np.uint8, ((flat.size * bits + 7) // 8,), flat)
     return _deliver(backend().pack_codes(flat, bits, target), out, target)
 
@@ -1114,11 +1115,9 @@ def narrow(values: npt.ArrayLike, dtype: Narrow, *, out: Array | None = None) ->
     """
     if dtype not in ("float16", "bfloat16", "float32"):
         raise ValueError(f"dtype is {dtype!r}, it must be 'float16', 'bfloat16' or 'float32'")
-    flat = _finite("values", _floats(values))
+    flat = _floats(values)
     target = _target_of(out, np.float32 if dtype == "float32" else np.uint16, flat.shape, flat)
-    result = backend().narrow(flat, dtype, target)
-    _finite(f"values as {dtype}", result if dtype == "float32" else backend().widen(result, dtype))
-    return _deliver(result, out, target)
+    return _deliver(backend().narrow(flat, dtype, target, True), out, target)
 
 
 def widen(bits: npt.ArrayLike, dtype: str, *, out: Float32 | None = None) -> Float32:
@@ -1245,7 +1244,7 @@ def pack_sparse(positions: npt.ArrayLike, n: int) -> bytes:
     '10 00 02 0a'
     """
     n = _integer("n", n, 0, _MOST_SPARSE)
-    return bytes(backend().pack_sparse(_positions(positions, n), n))
+    return bytes(backend().pack_sparse(_integers(positions), n))
 
 
 def unpack_sparse(buffer: bytes | bytearray | memoryview, n: int) -> tuple[Positions, int]:

@@ -33,11 +33,11 @@ BITMAP, LIST, RICE = 0, 1, 2
 COMPLEMENT = 4
 
 
-def _finite(values: Array) -> Array:
+def _finite(values: Array, name: str = "values") -> Array:
     wrong = ~np.isfinite(values)
     if wrong.any():
         place = int(wrong.argmax())
-        raise NonFiniteError(f"values: element {place} is {values[place]}")
+        raise NonFiniteError(f"{name}: element {place} is {values[place]}")
     return values
 
 
@@ -212,7 +212,10 @@ def dequantize(
 
 
 def pack_codes(codes: Codes, bits: int, out: Bits | None = None) -> Bits:
-    """Codes as two's complement of `bits` bits without gaps."""
+    """Codes as two's complement of `bits` bits without gaps; those of more bits raise `ValueError`."""
+    end = 1 << (bits - 1)
+    if codes.size and not -end <= codes.min() <= codes.max() < end:
+        raise ValueError(f"codes of {bits} bits are from {-end} to {end - 1}")
     return _into(out, _pack_fields(codes.view(np.uint8), bits))
 
 
@@ -260,8 +263,15 @@ def _round_to_odd(values: Float64) -> Float32:
     return odd.view(np.float32)
 
 
-def narrow(values: Array, dtype: Narrow, out: Array | None = None) -> Array:
-    """Float32 or float64 `values` rounded once to `dtype`: float32, or the bits of a 16-bit type as uint16."""
+def narrow(values: Array, dtype: Narrow, out: Array | None = None, finite: bool = False) -> Array:
+    """Float32 or float64 `values` rounded once to `dtype`: float32, or the bits of a 16-bit type as uint16.
+
+    With `finite`, what is not finite or becomes so raises `NonFiniteError`.
+    """
+    if finite:
+        result = narrow(_finite(values), dtype, out)
+        _finite(result if dtype == "float32" else widen(result, dtype), f"values as {dtype}")
+        return result
     with np.errstate(over="ignore"):  # to infinity: the caller looks at the result
         if dtype == "float32":
             return _into(out, values.astype(np.float32))
@@ -391,8 +401,18 @@ def _pack_tile(kept: Positions, length: int, t: int) -> tuple[bytes, bytes]:
     return header, _pack_fields(gaps, r).tobytes() + pack_mask(ones).tobytes()
 
 
+def require_increasing(positions: Positions, n: int) -> None:
+    """Raise `ValueError` unless the positions increase strictly, from 0 to below `n`."""
+    # Compared, not subtracted: a difference may wrap around.
+    if positions.size and not (
+        positions[0] >= 0 and positions[-1] < n and (positions[1:] > positions[:-1]).all()
+    ):
+        raise ValueError(f"positions must increase strictly, from 0 to below {n}")
+
+
 def pack_sparse(positions: Positions, n: int) -> bytes:
-    """The strictly increasing `positions` of [0, n) as a sparse index set."""
+    """The `positions` of [0, n) as a sparse index set; they increase strictly, or raise `ValueError`."""
+    require_increasing(positions, n)
     dense = positions.size > n // 2
     t, most = 16, 20 if dense else 31
     coded = n - positions.size if dense else positions.size
