@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 #include "body/decode-inl.h"
 #include "body/encode-inl.h"
@@ -63,10 +64,10 @@ size_t body_bound(const Plan& plan) {
   return bound;
 }
 
-size_t encode_body(const Plan& plan, uint64_t drawn, std::span<uint8_t> out) {
-  Encoder encoder(plan, drawn, out);
+size_t encode_body(const Plan& plan, uint64_t drawn, std::span<uint8_t> out, uint32_t* checksum) {
+  Encoder encoder(plan, drawn, {plan.kernels, out, checksum});
   for (const Segment& segment : plan.segments) encoder.segment(segment);
-  return encoder.size();
+  return encoder.finish();
 }
 
 void check_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop) {
@@ -116,24 +117,24 @@ Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
 
 std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,
                                  uint64_t n) {
-  const unsigned t = tile_bits(n, positions.size());
+  const size_t k = positions.size();
+  bool valid = k == 0 || (positions[0] >= 0 && positions[k - 1] < static_cast<int64_t>(n));
+  for (size_t i = 1; i < k; ++i) valid &= positions[i - 1] < positions[i];
+  if (!valid)
+    throw std::invalid_argument("positions must increase strictly, from 0 to below " +
+                                std::to_string(n));
+  const unsigned t = tile_bits(n, k);
   TilePacker packer(kernels, t, n);
-  std::vector<uint32_t> tile;
-  size_t next = 0;
-  int64_t last = -1;
-  for (uint64_t start = 0; start < n; start += uint64_t{1} << t) {
-    const uint64_t length = std::min(uint64_t{1} << t, n - start);
-    tile.clear();
-    for (; next < positions.size() && positions[next] < static_cast<int64_t>(start + length);
-         ++next) {
-      if (positions[next] <= last) break;
-      last = positions[next];
-      tile.push_back(static_cast<uint32_t>(static_cast<uint64_t>(last) - start));
-    }
-    packer.add(tile.data(), tile.size(), length);
-  }
-  if (next != positions.size())
-    throw std::invalid_argument("positions must increase strictly from 0 to below n");
+  const auto tile = buffer<uint32_t>(std::min<uint64_t>(uint64_t{1} << t, k));
+  auto next = positions.begin();
+  for_each_tile(0, n, t, [&](uint64_t start, uint64_t length) {
+    const auto stop = std::lower_bound(next, positions.end(), static_cast<int64_t>(start + length));
+    std::transform(next, stop, tile.get(), [start](int64_t position) {
+      return static_cast<uint32_t>(position - static_cast<int64_t>(start));
+    });
+    packer.add(tile.get(), static_cast<size_t>(stop - next), length);
+    next = stop;
+  });
   std::vector<uint8_t> bytes(packer.size());
   Writer out(bytes);
   TilePacker::write({&packer, 1}, out);

@@ -1,5 +1,6 @@
 #include "fedcodec/parallel.h"
 
+#include <cstring>
 #include <mutex>
 
 #include "fedcodec/arith.h"
@@ -7,37 +8,103 @@
 namespace fedcodec {
 namespace {
 
-constexpr size_t kFew = size_t{1} << 14;  // codes that wait in cache to be packed
+constexpr size_t kFew = size_t{1} << 14;     // codes that stay in cache
+constexpr size_t kCopied = size_t{1} << 11;  // values that the first cache holds with their copy
+
+// --- checksums
+// ------------------------------------------------------------------------------------------------------
+
+// The product of two polynomials modulo CRC-32's, bit-reflected: the topmost bit is 1.
+uint32_t product(uint32_t a, uint32_t b) {
+  uint32_t sum = 0;
+  for (; a != 0; a <<= 1) {
+    if (a >> 31 != 0) sum ^= b;
+    b = (b >> 1) ^ ((b & 1) != 0 ? 0xedb88320u : 0u);
+  }
+  return sum;
+}
+
+// What the ranges of one array write: each sums up its own bytes while they are in cache.
+class RangeSums {
+ public:
+  RangeSums(const Kernels& kernels, const Ranges& ranges, uint32_t* sum)
+      : kernels_(kernels),
+        ranges_(ranges),
+        sum_(sum),
+        parts_(sum != nullptr ? ranges.count() : 0) {}
+
+  // The next n bytes of the range that begins there.
+  void add(uint64_t begin, const uint8_t* bytes, size_t n) {
+    if (sum_ == nullptr) return;
+    Part& part = parts_[ranges_.index(begin)];
+    part.crc = kernels_.crc32(part.crc, bytes, n);
+    part.n += n;
+  }
+
+  void join() {
+    if (sum_ == nullptr) return;
+    *sum_ = parts_[0].crc;
+    for (size_t i = 1; i < parts_.size(); ++i)
+      *sum_ = joined_checksum(*sum_, parts_[i].crc, parts_[i].n);
+  }
+
+ private:
+  struct Part {
+    uint32_t crc = 0;
+    uint64_t n = 0;
+  };
+  const Kernels& kernels_;
+  const Ranges& ranges_;
+  uint32_t* sum_;
+  std::vector<Part> parts_;
+};
 
 // --- quantize
 // ------------------------------------------------------------------------------------------------------
 
-// Calls quantize(at, count, to) for stretches of [begin, end) and packs what it leaves there;
-// `begin` and `step` are multiples of 8.
-template <class F>
-void for_each_packed(const Kernels& kernels, uint64_t begin, uint64_t end, size_t step,
-                     unsigned bits, uint8_t* codes, F&& quantize) {
-  int8_t waiting[kFew];
-  for (uint64_t at = begin; at < end; at += step) {
-    const size_t count = std::min<uint64_t>(step, end - at);
-    quantize(at, count, waiting);
-    kernels.pack_codes(waiting, count, bits, codes + at / 8 * bits);
-  }
+Draw drawn_from(const Draw& draw, uint64_t at) {
+  return {draw.codec_seed, draw.call_seed, draw.first + at};
 }
 
-// Every block has a scale of its own: its values are read once.
-uint32_t quantize_in_blocks(const Kernels& kernels, const float* x, uint64_t n, size_t block,
-                            unsigned bits, float* scales, bool pack, uint8_t* codes) {
+// Where codes go: in stretches of `step` values that quantize(at, count, to) makes.
+struct Destination {
+  const Kernels& kernels;
+  unsigned bits;
+  bool pack;
+  uint8_t* codes;
+  uint32_t* sum;
+
+  template <class F>
+  void fill(uint64_t n, size_t step, F&& quantize) const {
+    const Ranges ranges = cut_ranges(n, step);
+    RangeSums sums(kernels, ranges, sum);
+    run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
+      int8_t waiting[kFew];
+      for (uint64_t at = begin; at < end; at += step) {
+        const size_t count = std::min<uint64_t>(step, end - at);
+        uint8_t* const to = codes + (pack ? at / 8 * bits : at);
+        quantize(at, count, pack ? waiting : reinterpret_cast<int8_t*>(to));
+        if (pack) kernels.pack_codes(waiting, count, bits, to);
+        sums.add(begin, to, pack ? (count * bits + 7) / 8 : count);
+      }
+    });
+    sums.join();
+  }
+};
+
+// Every block has a scale of its own: its values are read once. A stretch is whole blocks, and
+// codes of whole bytes where they are packed.
+uint32_t quantize_blocks(const Destination& to, const float* x, uint64_t n, size_t block,
+                         const std::optional<Draw>& draw, float* scales) {
   std::atomic<uint32_t> largest = 0;
-  const size_t whole = pack ? std::lcm(block, size_t{8}) : block;
-  for_ranges(n, whole, [&](uint64_t begin, uint64_t end) {
-    const auto blocks = [&](uint64_t at, size_t count, int8_t* to) {
-      raise(largest, kernels.quantize_blocks(x + at, count, block, levels_of(bits),
-                                             scales + at / block, to));
-    };
-    if (!pack) return blocks(begin, end - begin, reinterpret_cast<int8_t*>(codes) + begin);
-    for_each_packed(kernels, begin, end, kFew / whole * whole, bits, codes, blocks);
-  });
+  const size_t whole = to.pack ? std::lcm(block, size_t{8}) : block;
+  to.fill(n, std::max(kFew / whole, size_t{1}) * whole,
+          [&](uint64_t at, size_t count, int8_t* codes) {
+            const Draw here = drawn_from(draw.value_or(Draw{}), at);
+            raise(largest,
+                  to.kernels.quantize_blocks(x + at, count, block, levels_of(to.bits),
+                                             draw ? &here : nullptr, scales + at / block, codes));
+          });
   return largest;
 }
 
@@ -60,58 +127,66 @@ uint32_t find_scales(const Kernels& kernels, const float* x, uint64_t n, Grid gr
   return *std::max_element(keys.begin(), keys.end());
 }
 
-// --- checksum
-// ------------------------------------------------------------------------------------------------------
-
-// Polynomials modulo CRC-32's; the highest bit is the coefficient of x^0.
-constexpr uint32_t kPolynomial = 0xEDB88320;
-constexpr uint32_t kOne = uint32_t{1} << 31;
-
-uint32_t product(uint32_t a, uint32_t b) {
-  uint32_t sum = 0;
-  for (uint32_t bit = kOne; bit != 0; bit >>= 1) {
-    if ((a & bit) != 0) sum ^= b;
-    b = (b >> 1) ^ ((b & 1) != 0 ? kPolynomial : 0);
-  }
-  return sum;
-}
-
-// The checksum that n zero bytes would leave of one, but for what they add themselves.
-uint32_t shifted(uint32_t crc, uint64_t n) {
-  uint32_t power = kOne >> 8;  // x^8: a byte
-  for (; n != 0; n >>= 1) {
-    if ((n & 1) != 0) crc = product(crc, power);
-    power = product(power, power);
-  }
-  return crc;
+template <class Float>
+KeyOf<Float> copy_of(const Kernels& kernels, const Float* x, uint64_t n, uint8_t* out,
+                     uint32_t* sum) {
+  std::atomic<KeyOf<Float>> largest = 0;
+  const Ranges ranges = cut_ranges(n, kCopied);
+  RangeSums sums(kernels, ranges, sum);
+  run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
+    for (uint64_t at = begin; at < end; at += kCopied) {
+      const size_t count = std::min<uint64_t>(kCopied, end - at);
+      raise(largest, max_key(kernels, x + at, count));
+      std::memcpy(out + at * sizeof(Float), x + at, count * sizeof(Float));
+      sums.add(begin, out + at * sizeof(Float), count * sizeof(Float));
+    }
+  });
+  sums.join();
+  return largest;
 }
 
 }  // namespace
 
 uint32_t quantize(const Kernels& kernels, const float* x, uint64_t n, Grid grid, unsigned bits,
-                  const std::optional<Draw>& draw, float* scales, Codes form, uint8_t* codes) {
-  const bool pack = form == Codes::kPacked && bits < 8;
+                  const std::optional<Draw>& draw, float* scales, Codes form, uint8_t* codes,
+                  uint32_t* sum) {
+  const Destination to = {kernels, bits, form == Codes::kPacked && bits < 8, codes, sum};
   const bool blocks = grid.inner * grid.channels >= n;
-  if (!draw && blocks && grid.inner <= (pack ? kFew / 8 : kLeastRange))
-    return quantize_in_blocks(kernels, x, n, grid.inner, bits, scales, pack, codes);
+  if (blocks && grid.inner <= (to.pack ? kFew / 8 : kLeastRange))
+    return quantize_blocks(to, x, n, grid.inner, draw, scales);
   const int levels = levels_of(bits);
   const uint32_t largest = find_scales(kernels, x, n, grid, levels, scales);
   if (largest >= kInfinityKey32) return largest;
+  to.fill(n, kFew, [&](uint64_t at, size_t count, int8_t* out) {
+    for_each_grid(grid, scales, at, count,
+                  [&](size_t offset, size_t m, Grid part, const float* of_part) {
+                    const float* from = x + at + offset;
+                    if (draw) {
+                      kernels.quantize_stochastic(from, m, part, levels, of_part,
+                                                  drawn_from(*draw, at + offset), out + offset);
+                    } else {
+                      kernels.quantize_nearest(from, m, part, levels, of_part, out + offset);
+                    }
+                  });
+  });
+  return largest;
+}
+
+uint32_t copy(const Kernels& kernels, const float* x, uint64_t n, uint8_t* out, uint32_t* sum) {
+  return copy_of(kernels, x, n, out, sum);
+}
+uint64_t copy(const Kernels& kernels, const double* x, uint64_t n, uint8_t* out, uint32_t* sum) {
+  return copy_of(kernels, x, n, out, sum);
+}
+
+uint32_t signs(const Kernels& kernels, const float* x, uint64_t n, uint8_t* bits) {
+  std::atomic<uint32_t> largest = 0;
   for_ranges(n, 8, [&](uint64_t begin, uint64_t end) {
-    const auto stretch = [&](uint64_t at, size_t count, int8_t* to) {
-      for_each_grid(
-          grid, scales, at, count, [&](size_t offset, size_t m, Grid part, const float* of_part) {
-            const float* from = x + at + offset;
-            if (draw) {
-              const Draw here = {draw->codec_seed, draw->call_seed, draw->first + at + offset};
-              kernels.quantize_stochastic(from, m, part, levels, of_part, here, to + offset);
-            } else {
-              kernels.quantize_nearest(from, m, part, levels, of_part, to + offset);
-            }
-          });
-    };
-    if (!pack) return stretch(begin, end - begin, reinterpret_cast<int8_t*>(codes) + begin);
-    for_each_packed(kernels, begin, end, kFew, bits, codes, stretch);
+    for (uint64_t at = begin; at < end; at += kCopied) {
+      const size_t count = std::min<uint64_t>(kCopied, end - at);
+      raise(largest, max_key(kernels, x + at, count));
+      kernels.pack_signs(x + at, count, bits + at / 8);
+    }
   });
   return largest;
 }
@@ -133,19 +208,23 @@ float mean_magnitude(const Kernels& kernels, const float* x, uint64_t n, uint32_
                             power_of_two(exponent - 31));
 }
 
-uint32_t checksum(const Kernels& kernels, const uint8_t* bytes, uint64_t n) {
-  constexpr uint64_t kPage = 4096;
-  const Ranges ranges = cut_ranges(n, kPage);
-  std::vector<uint32_t> found(ranges.count());
-  run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
-    found[ranges.index(begin)] = kernels.crc32(0, bytes + begin, end - begin);
-  });
-  uint32_t crc = found[0];
-  for (size_t i = 1; i < found.size(); ++i) {
-    const uint64_t begin = i * ranges.length;
-    crc = shifted(crc, std::min(n, begin + ranges.length) - begin) ^ found[i];
+uint32_t joined_checksum(uint32_t crc, uint32_t of_others, uint64_t n) {
+  uint32_t power = 0x00800000;  // x^8
+  for (; n != 0; n >>= 1, power = product(power, power)) {
+    if ((n & 1) != 0) crc = product(crc, power);
   }
-  return crc;
+  return crc ^ of_others;
+}
+
+uint32_t checksum(const Kernels& kernels, uint32_t crc, const uint8_t* bytes, uint64_t n) {
+  if (n < 2 * kLeastRange) return kernels.crc32(crc, bytes, n);
+  const Ranges ranges = cut_ranges(n);
+  uint32_t found = 0;
+  RangeSums sums(kernels, ranges, &found);
+  run_ranges(ranges,
+             [&](uint64_t begin, uint64_t end) { sums.add(begin, bytes + begin, end - begin); });
+  sums.join();
+  return joined_checksum(crc, found, n);
 }
 
 }  // namespace fedcodec

@@ -139,53 +139,55 @@ class Candidates {
  public:
   Candidates(const Kernels& kernels, uint64_t k) : kernels_(kernels), k_(k) {}
 
-  // Reads the elements [begin, end) of the flat space; the bound itself counts.
+  // Reads the elements [begin, end) of the flat space.
   void collect(Parts<Float> parts, uint64_t begin, uint64_t end, uint64_t expected,
-               KeyOf<Float> bound, Maker<Float>* maker) {
+               Cut<KeyOf<Float>> cut, Maker<Float>* maker) {
     reserve(std::min(end - begin, expected + expected / 4 + kSlack) + kStretch);
-    Cut<KeyOf<Float>> cut = {bound - (bound != 0), bound == 0 ? end - begin : 0};
     uint64_t before = 0;
     for (size_t p = 0; p < parts.size() && before < end; before += parts[p++].size()) {
       const uint64_t last = std::min<uint64_t>(end - before, parts[p].size());
       for (uint64_t at = std::max(begin, before) - before; at < last; at += kStretch) {
         const size_t n = std::min<uint64_t>(kStretch, last - at);
-        if (room_ - size_ < n) make_room(cut);
+        if (room_ - kept_.size < n) make_room(cut);
         const auto first = static_cast<uint32_t>(before + at);
-        uint32_t* const positions = kept_.positions.get() + size_;
-        Float* const values = kept_.values.get() + size_;
-        size_ += maker != nullptr ? maker->compact(p, at, n, cut, first, positions, values)
-                                  : compact(kernels_, parts[p].data() + at, n, cut.key, cut.ties,
-                                            first, positions, values);
+        uint32_t* const positions = kept_.positions.get() + kept_.size;
+        Float* const values = kept_.values.get() + kept_.size;
+        kept_.size += maker != nullptr ? maker->compact(p, at, n, cut, first, positions, values)
+                                       : compact(kernels_, parts[p].data() + at, n, cut.key,
+                                                 cut.ties, first, positions, values);
       }
     }
   }
 
-  size_t size() const { return size_; }
-  std::span<const Float> values() const { return {kept_.values.get(), size_}; }
+  size_t size() const { return kept_.size; }
+  std::span<const Float> values() const { return {kept_.values.get(), kept_.size}; }
 
   size_t equal_to(KeyOf<Float> key) const {
-    const size_t above = count_above(kernels_, kept_.values.get(), size_, key);
-    return (key == 0 ? size_ : count_above(kernels_, kept_.values.get(), size_, key - 1)) - above;
+    const auto above = [&](KeyOf<Float> below) {
+      return count_above(kernels_, kept_.values.get(), kept_.size, below);
+    };
+    return (key == 0 ? kept_.size : above(key - 1)) - above(key);
   }
   void cut(Cut<KeyOf<Float>> cut) {
-    size_ = refine(kernels_, cut.key, cut.ties, kept_.positions.get(), kept_.values.get(), size_);
+    kept_.size =
+        refine(kernels_, cut.key, cut.ties, kept_.positions.get(), kept_.values.get(), kept_.size);
   }
   void copy_to(uint32_t* positions, Float* values) const {
-    std::copy_n(kept_.positions.get(), size_, positions);
-    std::copy_n(kept_.values.get(), size_, values);
+    std::copy_n(kept_.positions.get(), kept_.size, positions);
+    std::copy_n(kept_.values.get(), kept_.size, values);
   }
-  TopK<Float> take() { return std::move(kept_); }
+  Selection<Float> take() { return std::move(kept_); }
 
  private:
   void reserve(uint64_t room) {
-    TopK<Float> larger = {buffer<uint32_t>(room), buffer<Float>(room)};
+    Selection<Float> larger = {buffer<uint32_t>(room), buffer<Float>(room), kept_.size};
     copy_to(larger.positions.get(), larger.values.get());
     kept_ = std::move(larger);
     room_ = room;
   }
 
   void make_room(Cut<KeyOf<Float>>& bound) {
-    if (size_ < k_ + k_ / 4 + kSlack) return reserve(2 * room_);
+    if (kept_.size < k_ + k_ / 4 + kSlack) return reserve(2 * room_);
     const std::span<const Float> all = values();
     const Cut<KeyOf<Float>> least = threshold_of<Float>(kernels_, {&all, 1}, k_);
     cut(least);
@@ -196,26 +198,32 @@ class Candidates {
   const Kernels& kernels_;
   uint64_t k_;
   uint64_t room_ = 0;
-  size_t size_ = 0;
-  TopK<Float> kept_;
+  Selection<Float> kept_;
 };
 
-// The candidates of all ranges: at least the k largest, k > 0, unless the values change meanwhile.
+// The candidates of all ranges.
 template <class Float>
 class Shortlist {
  public:
-  Shortlist(const Kernels& kernels, Parts<Float> parts, uint64_t k, Maker<Float>* maker)
-      : kernels_(kernels), parts_(parts), n_(size_of(parts)), k_(k), ranges_(cut_ranges(n_)) {
+  Shortlist(const Kernels& kernels, Parts<Float> parts)
+      : kernels_(kernels), parts_(parts), n_(size_of(parts)), k_(n_), ranges_(cut_ranges(n_)) {}
+
+  // All above a key.
+  void find_above(KeyOf<Float> key) { collect({key, 0}, 0, nullptr); }
+
+  // At least the k largest, k > 0, unless the values change meanwhile.
+  void find_largest(uint64_t k, Maker<Float>* maker) {
+    k_ = k;
     if (n_ >= kFewToSample) {
-      const auto [bound, ties] = likely_bound(kernels, parts, n_, k, maker);
+      const auto [bound, ties] = likely_bound(kernels_, parts_, n_, k, maker);
       // Each range would keep as many of equal values as are wanted of all: one keeps few.
       if (ties > kManyTies) ranges_ = {n_, n_};
-      collect(bound, maker);
+      collect(from(bound), k, maker);
       if (size() >= k) return;
     } else if (maker != nullptr) {
-      for (size_t p = 0; p < parts.size(); ++p) maker->make(p, 0, parts[p].size());
+      for (size_t p = 0; p < parts_.size(); ++p) maker->make(p, 0, parts_[p].size());
     }
-    collect(threshold_of(kernels, parts, k).key, nullptr);
+    collect(from(threshold_of(kernels_, parts_, k).key), k, nullptr);
     if (size() < k) throw std::runtime_error("the values changed while they were read");
   }
 
@@ -226,10 +234,11 @@ class Shortlist {
     return all;
   }
 
-  TopK<Float> take() {
+  Selection<Float> take() {
     if (size() > k_) cut();
     if (found_.size() == 1) return found_[0].take();
-    TopK<Float> all = {buffer<uint32_t>(k_), buffer<Float>(k_)};
+    const size_t m = size();
+    Selection<Float> all = {buffer<uint32_t>(m), buffer<Float>(m), m};
     std::vector<uint64_t> offsets(found_.size());
     for (size_t i = 1; i < found_.size(); ++i) offsets[i] = offsets[i - 1] + found_[i - 1].size();
     for_each([&](size_t i) {
@@ -244,12 +253,17 @@ class Shortlist {
     run_ranges(ranges_, [&](uint64_t begin, uint64_t) { f(ranges_.index(begin)); });
   }
 
-  void collect(KeyOf<Float> bound, Maker<Float>* maker) {
+  // Keeps the bound itself, too.
+  static Cut<KeyOf<Float>> from(KeyOf<Float> bound) {
+    return bound == 0 ? Cut<KeyOf<Float>>{0, UINT64_MAX} : Cut<KeyOf<Float>>{bound - 1, 0};
+  }
+
+  void collect(Cut<KeyOf<Float>> cut, uint64_t expected, Maker<Float>* maker) {
     found_.clear();
     for (uint64_t i = 0; i < ranges_.count(); ++i) found_.emplace_back(kernels_, k_);
-    const uint64_t expected = k_ / found_.size();
     run_ranges(ranges_, [&](uint64_t begin, uint64_t end) {
-      found_[ranges_.index(begin)].collect(parts_, begin, end, expected, bound, maker);
+      found_[ranges_.index(begin)].collect(parts_, begin, end, expected / found_.size(), cut,
+                                           maker);
     });
   }
 
@@ -283,10 +297,16 @@ class Shortlist {
 };
 
 template <class Float>
-TopK<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k, Maker<Float>* maker) {
-  if (k > 0) return Shortlist<Float>(kernels, parts, k, maker).take();
-  for (size_t p = 0; maker != nullptr && p < parts.size(); ++p) maker->make(p, 0, parts[p].size());
-  return {};
+Selection<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k,
+                         Maker<Float>* maker) {
+  if (k == 0) {
+    for (size_t p = 0; maker != nullptr && p < parts.size(); ++p)
+      maker->make(p, 0, parts[p].size());
+    return {};
+  }
+  Shortlist<Float> list(kernels, parts);
+  list.find_largest(k, maker);
+  return list.take();
 }
 
 template <class Float>
@@ -299,8 +319,9 @@ Float percentile_of(const Kernels& kernels, Parts<Float> parts, double percentil
   const double fraction = virtual_rank - std::floor(virtual_rank);
   if (n - rank <= n / 4 && n <= kMostInOnePass) {
     // Ranks from the largest on are the same among the largest.
-    const auto largest = Shortlist<Float>(kernels, parts, n - rank, nullptr);
-    return interpolated<Float>(kernels, largest.values(), n - rank, fraction, interpolation);
+    Shortlist<Float> list(kernels, parts);
+    list.find_largest(n - rank, nullptr);
+    return interpolated<Float>(kernels, list.values(), n - rank, fraction, interpolation);
   }
   return interpolated(kernels, parts, n - rank, fraction, interpolation);
 }
@@ -314,18 +335,23 @@ Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64
   return threshold_of(kernels, parts, k);
 }
 
-TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker) {
+Selection<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker) {
   return topk_of(kernels, parts, k, maker);
 }
-TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, Maker<double>* maker) {
+Selection<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
+                       Maker<double>* maker) {
   return topk_of(kernels, parts, k, maker);
 }
 
-uint32_t order_statistic(const Kernels& kernels, Parts<float> parts, uint64_t rank) {
-  return threshold_of(kernels, parts, size_of(parts) - rank).key;
+Selection<float> above(const Kernels& kernels, Parts<float> parts, uint32_t key) {
+  Shortlist<float> list(kernels, parts);
+  list.find_above(key);
+  return list.take();
 }
-uint64_t order_statistic(const Kernels& kernels, Parts<double> parts, uint64_t rank) {
-  return threshold_of(kernels, parts, size_of(parts) - rank).key;
+Selection<double> above(const Kernels& kernels, Parts<double> parts, uint64_t key) {
+  Shortlist<double> list(kernels, parts);
+  list.find_above(key);
+  return list.take();
 }
 
 float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,

@@ -381,9 +381,9 @@ class Encoder : public Body {
     const size_t size = compute([&](const Kernels& kernels) {
       size_t at = head.get().size();
       if (at > 0) std::memcpy(out, head.get().data(), at);
-      at += encode_body(plan(kernels, inputs), drawn, {out + at, bound_});
+      uint32_t crc = kernels.crc32(0, out, at);
+      at += encode_body(plan(kernels, inputs), drawn, {out + at, bound_}, seal ? &crc : nullptr);
       if (!seal) return at;
-      const uint32_t crc = checksum(kernels, out, at);
       std::memcpy(out + at, &crc, kChecksum);
       return at + kChecksum;
     });

@@ -224,7 +224,7 @@ py::tuple topk(const PartList<Float>& parts, uint64_t k) {
   int64_t* at = positions.mutable_data();
   Float* x = values.mutable_data();
   compute([&](const Kernels& kernels) {
-    const TopK<Float> kept = fedcodec::topk(kernels, parts.get(), k, nullptr);
+    const Selection<Float> kept = fedcodec::topk(kernels, parts.get(), k, nullptr);
     std::copy_n(kept.positions.get(), k, at);
     std::copy_n(kept.values.get(), k, x);
     // What is not finite is larger than all others.

@@ -107,10 +107,14 @@ class Compensator : public Maker<W> {
 // Encodes codings; `tensors` are the plan's, with other values for the second term of a residual.
 class Encoder {
  public:
-  Encoder(const Plan& plan, uint64_t drawn, std::span<uint8_t> out)
+  Encoder(const Plan& plan, uint64_t drawn, Writer out)
       : plan_(plan), kernels_(plan.kernels), out_(out), drawn_(drawn), decoder_(plan) {}
 
-  size_t size() const { return out_.size(); }
+  // Returns how many bytes were written.
+  size_t finish() {
+    out_.sum_up();
+    return out_.size();
+  }
 
   void segment(const Segment& segment) {
     const std::vector<size_t> floats = floats_of(plan_, segment, true);
@@ -250,11 +254,9 @@ class Encoder {
       case Select::Kind::kRandom:
       case Select::Kind::kMask:
         return by_bits(source, number);
-      case Select::Kind::kTopK:
-        if (group.n <= kMostInOnePass) return by_topk(source, number);
-        [[fallthrough]];
       default:
-        return by_magnitude(source, number);
+        return group.n <= kMostInOnePass ? in_one_pass(source, number)
+                                         : by_magnitude(source, number);
     }
   }
 
@@ -414,12 +416,8 @@ class Encoder {
       kept.cut = topk_threshold(kernels_, source.parts, kept.m);
       if (kept.cut.key != 0 || !drops_zeros(source)) return kept;
       kept = {{0, 0}, 0};
-    } else if (select.kind == Select::Kind::kThreshold) {
-      kept.cut.key = key_of(threshold_of<W>(select.value));
     } else {
-      require_finite_parts(source);
-      kept.cut.key =
-          key_of(percentile_threshold(kernels_, source.parts, select.value, select.interpolation));
+      kept.cut.key = threshold(source);
     }
     for (const auto& part : source.parts)
       kept.m += count_all_above(kernels_, part.data(), part.size(), kept.cut.key);
@@ -427,15 +425,31 @@ class Encoder {
   }
 
   template <class W>
-  void by_topk(const Source<W>& source, size_t number) {
-    uint64_t m = count(source, number);
+  KeyOf<W> threshold(const Source<W>& source) {
+    const Select& select = source.coder.select;
+    if (select.kind == Select::Kind::kThreshold) return key_of(threshold_of<W>(select.value));
+    require_finite_parts(source);
+    return key_of(percentile_threshold(kernels_, source.parts, select.value, select.interpolation));
+  }
+
+  template <class W>
+  Selection<W> select(const Source<W>& source, size_t number) {
+    if (source.coder.select.kind != Select::Kind::kTopK)
+      return above(kernels_, source.parts, threshold(source));
+    const uint64_t k = count(source, number);
     Compensator<W> compensator(kernels_, source.tensors, source.group.members);
-    const TopK<W> kept =
-        topk(kernels_, source.parts, m, compensates_as_it_goes_ ? &compensator : nullptr);
-    uint32_t* const positions = kept.positions.get();
-    if (drops_zeros(source)) m = refine(kernels_, 0, 0, positions, kept.values.get(), m);
-    pack_tiles(positions, m, source.group.n);
-    if (m > 0) return values(source, kept.values.get(), m);
+    Selection<W> kept =
+        topk(kernels_, source.parts, k, compensates_as_it_goes_ ? &compensator : nullptr);
+    if (drops_zeros(source))
+      kept.size = refine(kernels_, 0, 0, kept.positions.get(), kept.values.get(), k);
+    return kept;
+  }
+
+  template <class W>
+  void in_one_pass(const Source<W>& source, size_t number) {
+    const Selection<W> kept = select(source, number);
+    pack_tiles(kept.positions.get(), kept.size, source.group.n);
+    if (kept.size > 0) return values(source, kept.values.get(), kept.size);
     require_finite_parts(source);
   }
 
@@ -547,8 +561,12 @@ class Encoder {
   template <class W>
   void plain(Dtype dtype, const Source<W>& source, const W* x, uint64_t m) {
     if (!is_half(dtype)) {
-      if (!finite(max_key(kernels_, x, m))) refuse(source, x, m, dtype);
-      return out_.bytes(x, m * sizeof(W));
+      const bool summed = out_.worth_summing(m * sizeof(W));
+      uint32_t sum = 0;
+      uint8_t* const to = out_.take(m * sizeof(W));
+      if (!finite(copy(kernels_, x, m, to, summed ? &sum : nullptr))) refuse(source, x, m, dtype);
+      if (summed) out_.sum_up(sum, m * sizeof(W));
+      return;
     }
     Scratch& scratch = decoder_.scratch();
     for (uint64_t at = 0; at < m; at += kChunk) {
@@ -556,6 +574,7 @@ class Encoder {
       round_to(kernels_, dtype, chunk_of(x + at, n), scratch);
       if (kernels_.max_key_u16(scratch.u16, n) >= infinity_of(dtype)) refuse(source, x, m, dtype);
       out_.bytes(scratch.u16, n * sizeof(uint16_t));
+      out_.sum_up();
     }
   }
 
@@ -568,31 +587,41 @@ class Encoder {
   }
 
   bool signs(const float* x, uint64_t m) {
-    const uint32_t largest = largest_key(kernels_, x, m);
+    uint8_t* const to_magnitude = out_.take(sizeof(float));
+    const uint32_t largest = fedcodec::signs(kernels_, x, m, out_.take(ceil_div(m, 8)));
     if (!finite(largest)) return false;
     const float magnitude = mean_magnitude(kernels_, x, m, largest);
-    out_.bytes(&magnitude, sizeof(magnitude));
-    uint8_t* const bits = out_.take(ceil_div(m, 8));
-    for_ranges(m, 8, [&](uint64_t begin, uint64_t end) {
-      kernels_.pack_signs(x + begin, end - begin, bits + begin / 8);
-    });
+    std::memcpy(to_magnitude, &magnitude, sizeof(magnitude));
     return true;
   }
 
   bool codes(const Quantize& quantize, const Layout& layout, const float* x, uint64_t m) {
     std::vector<float> scales(layout.grid.channels);
     uint8_t* to_scales = out_.take(scales.size() * sizeof(float));
-    uint8_t* packed = out_.take(ceil_div(m * layout.bits, 8));
+    const uint64_t bytes = ceil_div(m * layout.bits, 8);
+    uint8_t* packed = out_.take(bytes);
     std::optional<Draw> draw;
     if (quantize.stochastic) {
       draw = {quantize.codec_seed, quantize.call_seed, drawn_};
       drawn_ += m;
     }
-    const uint32_t largest = fedcodec::quantize(kernels_, x, m, layout.grid, layout.bits, draw,
-                                                scales.data(), Codes::kPacked, packed);
+    const bool summed = out_.worth_summing(bytes);
+    uint32_t sum = 0;
+    const uint32_t largest =
+        fedcodec::quantize(kernels_, x, m, layout.grid, layout.bits, draw, scales.data(),
+                           Codes::kPacked, packed, summed ? &sum : nullptr);
     if (!finite(largest)) return false;
     std::memcpy(to_scales, scales.data(), scales.size() * sizeof(float));
+    if (summed) out_.sum_up(sum, bytes);
     return true;
+  }
+
+  // Values that stay in cache, of whole blocks and with codes of whole bytes; all m where a block
+  // is too large for that.
+  static uint64_t blocks_at_once(size_t block, uint64_t m) {
+    if (block > kChunk) return m;
+    const size_t whole = block % 8 == 0 ? block : 8 * block;
+    return whole > kChunk ? m : kChunk / whole * whole;
   }
 
   const Plan& plan_;

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "fedcodec/body.h"
+#include "fedcodec/parallel.h"
 #include "fedcodec/reader.h"
-#include "fedcodec/threads.h"
 #include "layout-inl.h"
 
 namespace fedcodec {
@@ -33,6 +33,8 @@ size_t varint_size(uint64_t value) {
 class Writer {
  public:
   explicit Writer(std::span<uint8_t> out) : out_(out) {}
+  Writer(const Kernels& kernels, std::span<uint8_t> out, uint32_t* checksum)
+      : kernels_(&kernels), out_(out), checksum_(checksum) {}
 
   size_t size() const { return at_; }
   size_t capacity() const { return out_.size(); }
@@ -49,9 +51,30 @@ class Writer {
   }
   void varint(uint64_t value) { put_varint(take(varint_size(value)), value); }
 
+  // Whether n bytes are better summed up by who writes them: fewer stay in cache.
+  bool worth_summing(uint64_t n) const { return checksum_ != nullptr && n >= kWindow; }
+  // Sums up the bytes so far, best while they are in cache; they change no more.
+  void sum_up() { sum_up(at_); }
+  // The same, with the checksum of the last n bytes at hand.
+  void sum_up(uint32_t of_last, size_t n) {
+    if (checksum_ == nullptr) return;
+    sum_up(at_ - n);
+    *checksum_ = joined_checksum(*checksum_, of_last, n);
+    summed_ = at_;
+  }
+
  private:
+  void sum_up(size_t stop) {
+    if (checksum_ == nullptr) return;
+    *checksum_ = checksum(*kernels_, *checksum_, out_.data() + summed_, stop - summed_);
+    summed_ = stop;
+  }
+
+  const Kernels* kernels_ = nullptr;
   std::span<uint8_t> out_;
+  uint32_t* checksum_ = nullptr;
   size_t at_ = 0;
+  size_t summed_ = 0;
 };
 
 // --- packing a sparse index set

@@ -18,6 +18,7 @@ namespace {
 
 constexpr size_t kWindow = size_t{1} << 16;  // positions at a time
 constexpr size_t kChunk = size_t{1} << 14;   // values at a time
+constexpr size_t kCopied = size_t{1} << 11;  // values that the first cache holds with their copy
 constexpr unsigned kMinTileBits = 16;
 constexpr unsigned kMaxTileBits = 31;
 constexpr unsigned kMaxDenseBits = 20;  // what a tile keeps lies in memory while it is packed

@@ -101,8 +101,8 @@ struct Values {
 
 double check_plain(const Kernels& kernels, const Values& values, size_t start, Scratch& scratch) {
   double bound = 0;
-  for (uint64_t at = 0; at < values.m; at += kChunk) {
-    const size_t n = std::min<uint64_t>(kChunk, values.m - at);
+  for (uint64_t at = 0; at < values.m; at += kCopied) {
+    const size_t n = std::min<uint64_t>(kCopied, values.m - at);
     const Chunk chunk = values.read_plain(kernels, at, n, scratch.f32, scratch);
     const double largest = chunk.f32
                                ? static_cast<double>(magnitude_of(max_key(kernels, chunk.f32, n)))

@@ -272,62 +272,42 @@ void dequantize(const int8_t* codes, size_t n, Grid grid, int levels, const floa
   });
 }
 
-// Eight codes fill `bits` bytes.
-struct Group {
-  uint8_t codes[8];
-};
-
-// A group's store reaches into the next ones' bytes, which are written after it.
-void join_groups(const Group* groups, size_t n, unsigned bits, uint8_t* packed) {
-  for (size_t g = 0; g < n; ++g)
-    store64(packed + g * bits, join_codes(load64(groups[g].codes), bits));
-}
-void split_groups(const uint8_t* packed, size_t n, unsigned bits, Group* groups) {
-  for (size_t g = 0; g < n; ++g)
-    store64(groups[g].codes, split_codes(load64(packed + g * bits), bits));
-}
-
-// How many of so many whole groups have eight bytes of packed ones from their start.
-size_t groups_with_room(size_t groups, unsigned bits) {
-  const size_t reach = (8 + bits - 1) / bits;
-  return groups < reach ? 0 : groups - reach + 1;
-}
-
 void pack_codes(const int8_t* codes, size_t n, unsigned bits, uint8_t* packed) {
-  const Group* groups = reinterpret_cast<const Group*>(codes);
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(codes);
   const size_t whole = n / 8;
-  size_t g = groups_with_room(whole, bits);
-  for_each_stretch(groups, g, [&](size_t start, size_t length) {
-    join_groups(groups + start, length, bits, packed + start * bits);
-  });
+  const size_t reach = (8 + bits - 1) / bits;
+  size_t g = 0;
+  // A group's store reaches into the next ones' bytes, which are written after it.
+  for (; g + reach <= whole; ++g)
+    store64(packed + g * bits, join_codes(load64(bytes + 8 * g), bits));
   for (; g < whole; ++g) {
-    const uint64_t joined = join_codes(load64(groups[g].codes), bits);
+    const uint64_t joined = join_codes(load64(bytes + 8 * g), bits);
     memcpy(packed + g * bits, &joined, bits);
   }
   if (n % 8 != 0) {
     uint64_t last = 0;
-    memcpy(&last, groups + whole, n % 8);
+    memcpy(&last, bytes + 8 * whole, n % 8);
     last = join_codes(last, bits);
     memcpy(packed + whole * bits, &last, (n % 8 * bits + 7) / 8);
   }
 }
 
 void unpack_codes(const uint8_t* packed, size_t n, unsigned bits, int8_t* codes) {
-  Group* groups = reinterpret_cast<Group*>(codes);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(codes);
   const size_t whole = n / 8;
-  size_t g = groups_with_room(whole, bits);
-  for_each_stretch(packed, groups, g, [&](size_t start, size_t length) {
-    split_groups(packed + start * bits, length, bits, groups + start);
-  });
+  const size_t reach = (8 + bits - 1) / bits;
+  size_t g = 0;
+  for (; g + reach <= whole; ++g)
+    store64(bytes + 8 * g, split_codes(load64(packed + g * bits), bits));
   for (; g < whole; ++g) {
     uint64_t joined = 0;
     memcpy(&joined, packed + g * bits, bits);
-    store64(groups[g].codes, split_codes(joined, bits));
+    store64(bytes + 8 * g, split_codes(joined, bits));
   }
   if (n % 8 != 0) {
     uint64_t last = 0;
     memcpy(&last, packed + whole * bits, (n % 8 * bits + 7) / 8);
     last = split_codes(last, bits);
-    memcpy(groups + whole, &last, n % 8);
+    memcpy(bytes + 8 * whole, &last, n % 8);
   }
 }

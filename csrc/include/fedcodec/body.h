@@ -102,10 +102,11 @@ struct NonFinite {
 };
 
 // Writes the body to `out`, which has room for `body_bound` bytes; returns how many it took.
-// `drawn` is the number of values that the call has quantized stochastically before. Throws
-// NonFinite.
+// `drawn` is the number of values that the call has quantized stochastically before. Continues
+// `checksum`, zlib's CRC-32 of the bytes before the body, if it is given. Throws NonFinite.
 size_t body_bound(const Plan& plan);
-size_t encode_body(const Plan& plan, uint64_t drawn, std::span<uint8_t> out);
+size_t encode_body(const Plan& plan, uint64_t drawn, std::span<uint8_t> out,
+                   uint32_t* checksum = nullptr);
 
 // What the magnitudes of float32 and of float64 sums cannot exceed. Sums of tensors that are no
 // floats are not counted: they cannot reach the end of float64.

@@ -64,15 +64,27 @@ void for_each_grid(Grid whole, Scale* scales, uint64_t at, size_t n, F&& f) {
 
 enum class Codes { kBytes, kPacked };
 
+// Where `sum` is given, it becomes the CRC-32 of the bytes written.
+
 // Scales and codes of n > 0 values; returns the largest key: where it is not finite the outputs are
 // meaningless. Rounds to nearest where nothing is drawn.
 uint32_t quantize(const Kernels& kernels, const float* x, uint64_t n, Grid grid, unsigned bits,
-                  const std::optional<Draw>& draw, float* scales, Codes form, uint8_t* codes);
+                  const std::optional<Draw>& draw, float* scales, Codes form, uint8_t* codes,
+                  uint32_t* sum = nullptr);
+
+// Copies n values; returns the largest key.
+uint32_t copy(const Kernels& kernels, const float* x, uint64_t n, uint8_t* out, uint32_t* sum);
+uint64_t copy(const Kernels& kernels, const double* x, uint64_t n, uint8_t* out, uint32_t* sum);
+
+// Packs the signs of n values; returns the largest key.
+uint32_t signs(const Kernels& kernels, const float* x, uint64_t n, uint8_t* bits);
 
 // The mean of n > 0 magnitudes, of which the largest has that finite key.
 float mean_magnitude(const Kernels& kernels, const float* x, uint64_t n, uint32_t largest);
 
-// zlib's CRC-32 of all bytes.
-uint32_t checksum(const Kernels& kernels, const uint8_t* bytes, uint64_t n);
+// zlib's CRC-32 of n more bytes after those that gave `crc` (0 at the start).
+uint32_t checksum(const Kernels& kernels, uint32_t crc, const uint8_t* bytes, uint64_t n);
+// That of bytes followed by n others, from that of each.
+uint32_t joined_checksum(uint32_t crc, uint32_t of_others, uint64_t n);
 
 }  // namespace fedcodec

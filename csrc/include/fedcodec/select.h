@@ -21,11 +21,12 @@ struct Cut {
   uint64_t ties;
 };
 
-// What top-k keeps, in order of position; the buffers may be longer.
+// What is kept, in order of position; the buffers may be longer.
 template <class Float>
-struct TopK {
+struct Selection {
   std::unique_ptr<uint32_t[]> positions;
   std::unique_ptr<Float[]> values;
+  size_t size = 0;
 };
 
 enum class Interpolation { kLinear, kLower, kHigher };
@@ -50,13 +51,13 @@ class Maker {
 
 // What that cut keeps, of at most so many elements; reads them about once. The maker may be null.
 constexpr uint64_t kMostInOnePass = uint64_t{1} << 32;
-TopK<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker);
-TopK<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k, Maker<double>* maker);
+Selection<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker);
+Selection<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
+                       Maker<double>* maker);
 
-// The key of element `rank` (from 0, below the number of elements) of the magnitudes in ascending
-// order.
-uint32_t order_statistic(const Kernels& kernels, Parts<float> parts, uint64_t rank);
-uint64_t order_statistic(const Kernels& kernels, Parts<double> parts, uint64_t rank);
+// What is above a key, of at most so many elements.
+Selection<float> above(const Kernels& kernels, Parts<float> parts, uint32_t key);
+Selection<double> above(const Kernels& kernels, Parts<double> parts, uint64_t key);
 
 // The percentile (0 to 100) of the magnitudes, rounded down to the parts' type; 0 without elements.
 float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,
