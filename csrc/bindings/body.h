@@ -3,7 +3,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <span>
@@ -476,14 +475,11 @@ class Decoder : public Body {
  private:
   static py::list allocate(std::vector<Tensor>& tensors) {
     const auto& numpy = py::detail::npy_api::get();
-    std::array<py::object, 256> dtypes;  // by id
     py::list arrays(tensors.size());
     for (size_t i = 0; i < tensors.size(); ++i) {
       Tensor& tensor = tensors[i];
-      py::object& dtype = dtypes[static_cast<uint8_t>(tensor.dtype)];
-      if (!dtype) dtype = py::dtype(name_of(tensor.dtype));
       auto array = py::reinterpret_steal<py::object>(numpy.PyArray_NewFromDescr_(
-          numpy.PyArray_Type_, py::object(dtype).release().ptr(),
+          numpy.PyArray_Type_, py::dtype(number_of(tensor.dtype)).release().ptr(),
           static_cast<int>(tensor.shape.size()),
           reinterpret_cast<const Py_intptr_t*>(tensor.shape.data()), nullptr, nullptr, 0, nullptr));
       if (!array) throw py::error_already_set();
@@ -493,11 +489,28 @@ class Decoder : public Body {
     return arrays;
   }
 
-  // NumPy has no bfloat16: float16 holds its bits.
-  static const char* name_of(Dtype dtype) {
-    constexpr const char* kNames[] = {"",   "f4", "f2", "f2", "f8", "",   "",   "", "i1",
-                                      "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"};
-    return kNames[static_cast<uint8_t>(dtype)];
+  // NumPy's number of a type; it has no bfloat16, whose bits float16 holds.
+  static int number_of(Dtype dtype) {
+    using Api = py::detail::npy_api;
+    constexpr int kFloat16 = 23;
+    constexpr int kNumbers[] = {-1,
+                                Api::NPY_FLOAT32_,
+                                kFloat16,
+                                kFloat16,
+                                Api::NPY_FLOAT64_,
+                                -1,
+                                -1,
+                                -1,
+                                Api::NPY_INT8_,
+                                Api::NPY_INT16_,
+                                Api::NPY_INT32_,
+                                Api::NPY_INT64_,
+                                Api::NPY_UINT8_,
+                                Api::NPY_UINT16_,
+                                Api::NPY_UINT32_,
+                                Api::NPY_UINT64_,
+                                Api::NPY_BOOL_};
+    return kNumbers[static_cast<uint8_t>(dtype)];
   }
 };
 
