@@ -13,6 +13,7 @@ from codec_cases import BFLOAT16, CODECS, assert_same, bits, update
 from numpy.lib.stride_tricks import as_strided
 
 import fedcodec as fc
+from fedcodec import arrays
 
 RAW = fc.Raw()
 EVERY_DTYPE = [
@@ -602,6 +603,18 @@ def test_a_torch_layout_that_came_before_hides_no_change(torch):
             assert [t.dtype for t in fc.Spec.of(given).tensors] == names
             assert all(map(torch.equal, decoded, given))
     assert [t.tied_to for t in fc.Spec.of([x, x]).tensors] == [None, 0]
+
+
+def test_the_memory_of_torch_outlives_the_update_it_was_read_from(torch):
+    read = arrays.read([torch.full((1000,), 7.0) for _ in range(50)])
+    others = [torch.full((1000,), 9.0) for _ in range(50)]
+    assert all((values == 7).all() for values in read.storage)
+    assert len({values.data_ptr() for values in others}) == 50
+
+
+def test_decoded_torch_tensors_share_no_memory(torch):
+    decoded = lossless({str(i): torch.ones(5) for i in range(20)}, framework="torch")
+    assert len({x.untyped_storage().data_ptr() for x in decoded.values()}) == 20
 
 
 def test_a_negated_view_is_read_by_value_and_not_filled(torch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from bodies import Bodies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fedcodec as fc
 from fedcodec import body, dtypes
 from fedcodec.errors import DecodeError
 from fedcodec.ops import reference
@@ -519,6 +521,31 @@ def test_arrays_may_have_any_shape_and_their_own_dtype(dtype: int) -> None:
             out = np.empty_like(array)
             decoder.decode(expected, 0, len(expected), [out])
             assert raw([out]) == raw([own])
+
+
+def test_a_change_of_the_backend_reaches_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, update = fc.TopK(0.5), np.ones(4, np.float32)
+    payload = codec.encode(update)
+    fc.decode(payload)
+    calls = []
+
+    def counted(made: Any, *arguments: Any) -> Any:
+        calls.append(made.__name__)
+        return made(*arguments)
+
+    for made in (body._Encoder, body._Decoder):
+        monkeypatch.setattr(body, made.__name__, partial(counted, made))
+    before = fc.ops.active()
+    fc.ops.use("reference")
+    try:
+        assert codec.encode(update) == payload
+        fc.decode(payload)
+    finally:
+        fc.ops.use(before)
+    assert calls == ["_Encoder", "_Decoder"]
+    codec.encode(update)
+    fc.decode(payload)
+    assert len(calls) == 2
 
 
 def test_wrong_arguments_of_decode() -> None:

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 import fedcodec as fc
-from fedcodec import dtypes, frame, registry
+from fedcodec import dtypes, frame, pipeline, registry
 from fedcodec.ops import reference
 from fedcodec.testing import same
 
@@ -806,15 +806,53 @@ def test_limits_hold_and_like_or_out_replace_them():
             fc.Limits(**bad)
 
 
+def test_a_header_that_came_before_hides_no_change_where_none_is_expected():
+    x = np.arange(6, dtype=np.float32)
+    updates = [x, x.reshape(2, 3), x.reshape(3, 2), [x], {"x": x}, {"y": x}]
+    payloads = [
+        codec.encode(update) for update in updates for codec in (fc.Raw(), fc.Int8(), fc.Int8(4))
+    ]
+    for data in (*payloads, *reversed(payloads)):
+        fresh = fc.decode(data)
+        pipeline._headers.clear()
+        assert same(fresh, fc.decode(data))
+        head = data[: len(data) - fc.inspect(data).body_nbytes - 4]
+        for cut in (sealed(head), sealed(head[:-1]), sealed(data[:-5]), data[:-1] + b"?"):
+            with pytest.raises(fc.DecodeError):
+                fc.decode(cut)
+    based = fc.Raw().encode(x, base=bytes(8))
+    fc.decode(fc.Raw().encode(x))
+    with pytest.raises(fc.DecodeError, match="base"):
+        fc.decode(based)
+
+
+def test_limits_hold_for_a_header_that_came_before():
+    data = fc.Int8().encode([np.ones(1000, np.float32)] * 2)
+    fc.decode(data)
+    for limits in (fc.Limits(max_bytes=3999), fc.Limits(max_tensors=1)):
+        with pytest.raises(fc.DecodeError, match="the limit is"):
+            fc.decode(data, limits=limits)
+    fc.decode(data)
+
+
 def test_headers_of_strangers_do_not_pile_up():
+    pipeline._headers.clear()
     for n in range(1, 200):
         fc.decode(fc.Int8(n).encode(np.ones((1, n), np.float32)))
     assert len(frame._specs) <= frame._MOST_SPECS
     assert len(frame._known) <= frame._MOST_KNOWN
+    assert len(pipeline._headers) == 1
     frame._specs.clear()
+    pipeline._headers.clear()
     fc.decode(fc.Raw().encode([np.zeros(1, np.uint8)] * (frame._MOST_TENSORS + 1)))
     fc.decode(fc.Raw().encode({"x" * frame._MOST_ENCODED: np.zeros(1, np.uint8)}))
     assert not frame._specs
+    many = [np.zeros(1, np.uint8)] * (pipeline._MOST_TENSORS + 1)
+    long = {"x" * pipeline._MOST_HEADER: np.zeros(1, np.uint8)}
+    pipeline._headers.clear()
+    for update in (many, long):
+        fc.decode(fc.Raw().encode(update))
+    assert not pipeline._headers
 
 
 # --- sizes ------------------------------------------------------------------------------------------
