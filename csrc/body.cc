@@ -117,24 +117,40 @@ Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
 
 std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,
                                  uint64_t n) {
-  const size_t k = positions.size();
-  bool valid = k == 0 || (positions[0] >= 0 && positions[k - 1] < static_cast<int64_t>(n));
-  for (size_t i = 1; i < k; ++i) valid &= positions[i - 1] < positions[i];
-  if (!valid)
+  const unsigned t = tile_bits(n, positions.size());
+  const uint64_t full = uint64_t{1} << t;
+  TilePacker packer(kernels, t, n);
+  const auto tile = buffer<uint32_t>(std::min<uint64_t>(full, positions.size()));
+  bool valid = true;
+  size_t next = 0;
+  for (uint64_t start = 0; start < n && valid; start += full) {
+    const uint64_t length = std::min(full, n - start);
+    const int64_t end = static_cast<int64_t>(start + length);
+    auto rest = positions.subspan(next);
+    if (rest.size() > length) rest = rest.first(length);
+    // Doubling finds the end of a tile near its beginning.
+    for (size_t reach = 1; reach < rest.size(); reach *= 2) {
+      if (rest[reach - 1] >= end) rest = rest.first(reach);
+    }
+    const size_t m =
+        static_cast<size_t>(std::lower_bound(rest.begin(), rest.end(), end) - rest.begin());
+    // Whatever their order is: it is looked at once they are narrow.
+    uint64_t all = 0;
+    for (size_t i = 0; i < m; ++i) {
+      const uint64_t position = static_cast<uint64_t>(rest[i]) - start;
+      all |= position;
+      tile[i] = static_cast<uint32_t>(position);
+    }
+    uint32_t gaps = 0;
+    for (size_t i = 1; i < m; ++i) gaps |= tile[i] - tile[i - 1] - 1;
+    // All are below 2^31, so that a step back shows in the topmost bit.
+    valid = (all | gaps) >> kMaxTileBits == 0 && (m == 0 || tile[m - 1] < length);
+    if (valid) packer.add(tile.get(), m, length);
+    next += m;
+  }
+  if (!valid || next != positions.size())
     throw std::invalid_argument("positions must increase strictly, from 0 to below " +
                                 std::to_string(n));
-  const unsigned t = tile_bits(n, k);
-  TilePacker packer(kernels, t, n);
-  const auto tile = buffer<uint32_t>(std::min<uint64_t>(uint64_t{1} << t, k));
-  auto next = positions.begin();
-  for_each_tile(0, n, t, [&](uint64_t start, uint64_t length) {
-    const auto stop = std::lower_bound(next, positions.end(), static_cast<int64_t>(start + length));
-    std::transform(next, stop, tile.get(), [start](int64_t position) {
-      return static_cast<uint32_t>(position - static_cast<int64_t>(start));
-    });
-    packer.add(tile.get(), static_cast<size_t>(stop - next), length);
-    next = stop;
-  });
   std::vector<uint8_t> bytes(packer.size());
   Writer out(bytes);
   TilePacker::write({&packer, 1}, out);

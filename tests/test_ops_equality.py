@@ -296,6 +296,8 @@ def test_positions_that_do_not_increase_are_refused(positions: list[int]) -> Non
     for ops in (reference, cpu):
         with pytest.raises(ValueError, match="increase strictly, from 0 to below 5"):
             ops.pack_sparse(np.array(positions), 5)
+        with pytest.raises(ValueError, match="increase strictly, from 0 to below 70000"):
+            ops.pack_sparse(np.full(100_000, 1), 70_000)  # more than a tile has room for
 
 
 # --- at positions, sums -------------------------------------------------------------------------------------------
