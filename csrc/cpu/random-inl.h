@@ -17,7 +17,8 @@ struct Wide {
   static V upper(V a) { return _mm512_srli_epi64(a, 32); }
   static uint64_t keys(uint32_t now, uint32_t) { return now; }
   // c = upper half of the product ^ before ^ key; before = product.
-  static void step(int, V product, V key, V& c, V& before) {
+  template <bool even>
+  static void step(V product, V key, V& c, V& before) {
     c = _mm512_ternarylogic_epi64(upper(product), before, key, 0x96);
     before = product;
   }
@@ -42,8 +43,9 @@ struct Wide {
   static V upper(V a) { return _mm256_srli_epi64(a, 32); }
   static uint64_t keys(uint32_t now, uint32_t next) { return uint64_t{now} << 32 | next; }
   // In even rounds one operation brings in the key, and the next round's to where that one looks.
-  static void step(int round, V product, V both_keys, V& c, V& before) {
-    if (round % 2 == 0) product = _mm256_xor_si256(product, both_keys);
+  template <bool even>
+  static void step(V product, V both_keys, V& c, V& before) {
+    if constexpr (even) product = _mm256_xor_si256(product, both_keys);
     c = _mm256_xor_si256(upper(product), before);
     before = product;
   }
@@ -84,12 +86,18 @@ void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32
       c2[i] = Wide::all(call_seed);
       c3[i] = Wide::all(call_seed >> 32);
     }
-    for (int round = 0; round < kPhiloxRounds; ++round) {
+    for (int round = 0; round < kPhiloxRounds; round += 2) {
       for (size_t i = 0; i < kChains; ++i) {
         const V p0 = Wide::multiply(c0[i], m0);
         const V p1 = Wide::multiply(c2[i], m1);
-        Wide::step(round, p1, k0[round], c0[i], c1[i]);
-        Wide::step(round, p0, k1[round], c2[i], c3[i]);
+        Wide::step<true>(p1, k0[round], c0[i], c1[i]);
+        Wide::step<true>(p0, k1[round], c2[i], c3[i]);
+      }
+      for (size_t i = 0; i < kChains; ++i) {
+        const V p0 = Wide::multiply(c0[i], m0);
+        const V p1 = Wide::multiply(c2[i], m1);
+        Wide::step<false>(p1, k0[round + 1], c0[i], c1[i]);
+        Wide::step<false>(p0, k1[round + 1], c2[i], c3[i]);
       }
     }
     for (size_t i = 0; i < kChains; ++i) {
