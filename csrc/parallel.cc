@@ -151,7 +151,7 @@ uint32_t quantize(const Kernels& kernels, const float* x, uint64_t n, Grid grid,
                   const std::optional<Draw>& draw, float* scales, Codes form, uint8_t* codes,
                   uint32_t* sum) {
   const Destination to = {kernels, bits, form == Codes::kPacked && bits < 8, codes, sum};
-  const bool blocks = grid.inner * grid.channels >= n;
+  const bool blocks = n / grid.inner + (n % grid.inner != 0) == grid.channels;
   if (blocks && grid.inner <= (to.pack ? kFew / 8 : kLeastRange))
     return quantize_blocks(to, x, n, grid.inner, draw, scales);
   const int levels = levels_of(bits);

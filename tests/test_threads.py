@@ -409,3 +409,69 @@ for _ in range(3):
 print(after - before, count() - before, torch.get_num_threads())
 """
     assert report(code, FEDCODEC_NUM_THREADS="3") == "2 2 2"
+
+
+# --- the kernels one by one -----------------------------------------------------------------------
+
+X = np.random.default_rng(3).standard_t(4, 600_001).astype(np.float32)
+MASK = X > 0.5
+KERNELS = {
+    "apply_mask": lambda: ops.apply_mask(X, MASK),
+    "pack_mask": lambda: ops.pack_mask(MASK),
+    "unpack_mask": lambda: ops.unpack_mask(ops.pack_mask(MASK), X.size),
+    "quantize_int8": lambda: ops.quantize_int8(X, block_size=1000),
+    "dequantize_int8": lambda: ops.dequantize_int8(
+        *ops.quantize_int8(X, block_size=1000), block_size=1000
+    ),
+    "quantize_kbit": lambda: ops.quantize_kbit(X, 3, block_size=None),
+    "pack_codes": lambda: ops.pack_codes(ops.quantize_kbit(X, 5)[0], 5),
+    "unpack_codes": lambda: ops.unpack_codes(
+        ops.pack_codes(ops.quantize_kbit(X, 5)[0], 5), 5, X.size
+    ),
+    "mean_magnitude": lambda: ops.mean_magnitude(X),
+    "pack_signs": lambda: ops.pack_signs(X),
+    "unpack_signs": lambda: ops.unpack_signs(ops.pack_signs(X), 0.25, X.size),
+    "narrow": lambda: ops.narrow(X, "float16"),
+    "widen": lambda: ops.widen(ops.narrow(X, "bfloat16"), "bfloat16"),
+    "philox": lambda: ops.philox(1, 2, 3, X.size),
+    "crc32": lambda: ops.crc32(X, 7),
+    "accumulate": lambda: _sum(lambda total: ops.accumulate(total, X, 0.3)),
+    "accumulate_codes": lambda: _sum(
+        lambda total: ops.accumulate_codes(total, *ops.quantize_int8(X), 0.3)
+    ),
+}
+
+
+def _sum(add):
+    total = np.zeros(X.size, np.float32)
+    add(total)
+    return total
+
+
+@native_backend
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_give_the_same_on_any_number(name):
+    def bits():
+        result = KERNELS[name]()
+        return [
+            np.asarray(part).tobytes()
+            for part in (result if isinstance(result, tuple) else (result,))
+        ]
+
+    one, *others = on_threads(bits)
+    assert others == [one, one]
+
+
+@native_backend
+@pytest.mark.parametrize(
+    "call", [ops.pack_signs, ops.quantize_int8, lambda x: ops.narrow(x, "float16")]
+)
+def test_kernels_name_the_first_wrong_element(call):
+    values = X.copy()
+    values[[400_000, 599_999]] = np.inf
+
+    def run():
+        with pytest.raises(fc.NonFiniteError, match="400000"):
+            call(values)
+
+    on_threads(run)

@@ -23,6 +23,7 @@
 #include "fedcodec/arith.h"
 #include "fedcodec/float_env.h"
 #include "fedcodec/kernels.h"
+#include "fedcodec/parallel.h"
 #include "fedcodec/select.h"
 #include "fedcodec/threads.h"
 
@@ -79,10 +80,16 @@ inline bool is_finite(uint64_t key) { return key < kInfinityKey64; }
 // Throws NotFinite; element 0 of x is counted as `first`.
 template <class Float>
 void require_finite(const Kernels& kernels, const Float* x, size_t n, size_t first = 0) {
-  if (is_finite(max_key(kernels, x, n))) return;
+  if (is_finite(largest_key(kernels, x, n))) return;
   const size_t i =
       static_cast<size_t>(std::find_if(x, x + n, [](Float v) { return !std::isfinite(v); }) - x);
   throw NotFinite{first + i, widened(kernels, x[i])};
+}
+
+// Calls body(first, how many) for ranges of n elements whose bits fill bytes.
+template <class Body>
+void in_ranges(size_t n, Body body) {
+  for_ranges(n, size_t{1} << 14, [&](uint64_t begin, uint64_t end) { body(begin, end - begin); });
 }
 
 // Stays in cache between a check and the work; whole bytes of bits.
@@ -91,11 +98,13 @@ constexpr size_t kStretch = 4096;
 // Calls body(start, length) for stretches of finite values; throws NotFinite at the first other.
 template <class Float, class Body>
 void for_finite(const Kernels& kernels, const Float* x, size_t n, Body body) {
-  for (size_t start = 0; start < n; start += kStretch) {
-    const size_t length = std::min(kStretch, n - start);
-    require_finite(kernels, x + start, length, start);
-    body(start, length);
-  }
+  for_ranges(n, kStretch, [&](uint64_t begin, uint64_t end) {
+    for (size_t start = begin; start < end; start += kStretch) {
+      const size_t length = std::min(kStretch, end - start);
+      require_finite(kernels, x + start, length, start);
+      body(start, length);
+    }
+  });
 }
 
 template <class T>
@@ -268,8 +277,8 @@ Array<Float> apply_mask(const Array<Float>& values, const Array<bool>& mask,
   const uint8_t* keep = reinterpret_cast<const uint8_t*>(mask.data());
   return map<Float>(values, size_of(values), out,
                     [&](const Kernels& kernels, const Float* x, size_t n, Float* masked) {
-                      uint8_t bits[kStretch / 8];
                       for_finite(kernels, x, n, [&](size_t start, size_t length) {
+                        uint8_t bits[kStretch / 8];
                         kernels.pack_mask(keep + start, length, bits);
                         fedcodec::apply_mask(kernels, x + start, bits, length, masked + start);
                       });
@@ -284,32 +293,15 @@ inline py::tuple quantize(const Array<float>& values, unsigned bits, size_t inne
                           const Out<int8_t>& codes_out, const Out<float>& scales_out) {
   auto scales = out_or_new(scales_out, channels);
   float* scale = scales.mutable_data();
-  const int levels = levels_of(bits);
-  const Grid grid = {inner, channels};
-  auto codes = map<int8_t>(values, size_of(values), codes_out,
-                           [&](const Kernels& kernels, const float* x, size_t n, int8_t* out) {
-                             const size_t blocks = n / inner + (n % inner != 0);
-                             Draw from = {};
-                             if (draw)
-                               std::tie(from.codec_seed, from.call_seed, from.first) = *draw;
-                             if (blocks == channels) {
-                               if (!is_finite(kernels.quantize_blocks(
-                                       x, n, inner, levels, draw ? &from : nullptr, scale, out)))
-                                 require_finite(kernels, x, n);
-                               return;
-                             }
-                             const auto keys = std::make_unique<uint32_t[]>(channels);
-                             kernels.channel_keys(x, n, grid, keys.get());
-                             if (!std::all_of(keys.get(), keys.get() + channels,
-                                              [](uint32_t key) { return is_finite(key); }))
-                               require_finite(kernels, x, n);
-                             kernels.scales_from_keys(keys.get(), channels, levels, scale);
-                             if (draw) {
-                               kernels.quantize_stochastic(x, n, grid, levels, scale, from, out);
-                             } else {
-                               kernels.quantize_nearest(x, n, grid, levels, scale, out);
-                             }
-                           });
+  std::optional<Draw> drawn;
+  if (draw) drawn = {std::get<0>(*draw), std::get<1>(*draw), std::get<2>(*draw)};
+  auto codes = map<int8_t>(
+      values, size_of(values), codes_out,
+      [&](const Kernels& kernels, const float* x, size_t n, int8_t* out) {
+        if (!is_finite(fedcodec::quantize(kernels, x, n, {inner, channels}, bits, drawn, scale,
+                                          Codes::kBytes, reinterpret_cast<uint8_t*>(out))))
+          require_finite(kernels, x, n);
+      });
   return py::make_tuple(std::move(codes), std::move(scales));
 }
 
@@ -317,11 +309,9 @@ inline double mean_magnitude_of(const Array<float>& values) {
   const float* x = values.data();
   const size_t n = size_of(values);
   return compute([&](const Kernels& kernels) {
-    const uint32_t key = kernels.max_key_f32(x, n);
-    if (key == 0) return 0.0;
+    const uint32_t key = largest_key(kernels, x, n);
     if (!is_finite(key)) require_finite(kernels, x, n);
-    const int exponent = exponent_of(key);
-    return widened(kernels, mean_magnitude(kernels.magnitude_sum(x, n, exponent), n, exponent));
+    return widened(kernels, mean_magnitude(kernels, x, n, key));
   });
 }
 
@@ -347,7 +337,10 @@ Array<To> narrow_to(const Narrower<Float, To>& type, const Array<Float>& values,
                     const py::object& out) {
   return map<To>(values, size_of(values), py::cast<Out<To>>(out),
                  [&](const Kernels& kernels, const Float* x, size_t n, To* to) {
-                   if (!finite) return type.convert(kernels, x, n, to);
+                   if (!finite)
+                     return in_ranges(n, [&](size_t i, size_t count) {
+                       type.convert(kernels, x + i, count, to + i);
+                     });
                    for_finite(kernels, x, n, [&](size_t start, size_t length) {
                      To* const first = to + start;
                      type.convert(kernels, x + start, length, first);
@@ -451,7 +444,9 @@ void bind_accumulate(py::module_& m, Add Kernels::* add) {
         const size_t n = size_of(values);
         compute([&](const Kernels& kernels) {
           require_finite(kernels, x, n);
-          (kernels.*add)(x, n, narrowed<Accumulator>(kernels, weight), acc);
+          const auto factor = narrowed<Accumulator>(kernels, weight);
+          in_ranges(n,
+                    [&](size_t i, size_t count) { (kernels.*add)(x + i, count, factor, acc + i); });
         });
       },
       py::arg("accumulator").noconvert(), py::arg("values").noconvert(), py::arg("weight"));
@@ -491,8 +486,15 @@ void bind_accumulate_codes(py::module_& m, Add Kernels::* add) {
         const float* scale = scales.data();
         const size_t n = size_of(codes);
         compute([&](const Kernels& kernels) {
-          (kernels.*add)(q, n, {inner, channels}, levels_of(bits), scale,
-                         narrowed<Accumulator>(kernels, weight), acc);
+          const auto factor = narrowed<Accumulator>(kernels, weight);
+          in_ranges(n, [&](size_t i, size_t count) {
+            const auto part = [&](size_t at, size_t n_of_part, Grid grid,
+                                  const float* scales_of_part) {
+              (kernels.*add)(q + i + at, n_of_part, grid, levels_of(bits), scales_of_part, factor,
+                             acc + i + at);
+            };
+            for_each_grid({inner, channels}, scale, i, count, part);
+          });
         });
       },
       py::arg("accumulator").noconvert(), py::arg("codes").noconvert(),
@@ -505,8 +507,8 @@ inline uint32_t crc32(const py::object& data, uint64_t value) {
   if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_SIMPLE) != 0) throw py::error_already_set();
   const auto release = std::unique_ptr<Py_buffer, void (*)(Py_buffer*)>(&view, PyBuffer_Release);
   return compute([&](const Kernels& kernels) {
-    return kernels.crc32(static_cast<uint32_t>(value), static_cast<const uint8_t*>(view.buf),
-                         static_cast<size_t>(view.len));
+    return checksum(kernels, static_cast<uint32_t>(value), static_cast<const uint8_t*>(view.buf),
+                    static_cast<size_t>(view.len));
   });
 }
 
@@ -586,7 +588,9 @@ inline void bind_ops(py::module_& parent) {
       [](const Array<bool>& mask, const Out<uint8_t>& out) {
         return map<uint8_t>(mask, (size_of(mask) + 7) / 8, out,
                             [](const Kernels& k, const bool* x, size_t n, uint8_t* bits) {
-                              k.pack_mask(bytes_of(x), n, bits);
+                              in_ranges(n, [&](size_t i, size_t count) {
+                                k.pack_mask(bytes_of(x) + i, count, bits + i / 8);
+                              });
                             });
       },
       py::arg("mask").noconvert(), into);
@@ -594,7 +598,9 @@ inline void bind_ops(py::module_& parent) {
       "unpack_mask",
       [](const Array<uint8_t>& bits, size_t n, const Out<bool>& out) {
         return map<bool>(bits, n, out, [n](const Kernels& k, const uint8_t* x, size_t, bool* mask) {
-          k.unpack_mask(x, n, bytes_of(mask));
+          in_ranges(n, [&](size_t i, size_t count) {
+            k.unpack_mask(x + i / 8, count, bytes_of(mask) + i);
+          });
         });
       },
       py::arg("bits").noconvert(), py::arg("n"), into);
@@ -610,7 +616,14 @@ inline void bind_ops(py::module_& parent) {
         const float* scale = scales.data();
         return map<float>(codes, size_of(codes), out,
                           [&](const Kernels& k, const int8_t* q, size_t n, float* values) {
-                            k.dequantize(q, n, {inner, channels}, levels_of(bits), scale, values);
+                            in_ranges(n, [&](size_t i, size_t count) {
+                              const auto part = [&](size_t at, size_t n_of_part, Grid grid,
+                                                    const float* scales_of_part) {
+                                k.dequantize(q + i + at, n_of_part, grid, levels_of(bits),
+                                             scales_of_part, values + i + at);
+                              };
+                              for_each_grid({inner, channels}, scale, i, count, part);
+                            });
                           });
       },
       py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("bits"),
@@ -620,11 +633,13 @@ inline void bind_ops(py::module_& parent) {
       [](const Array<int8_t>& codes, unsigned bits, const Out<uint8_t>& out) {
         return map<uint8_t>(codes, (size_of(codes) * bits + 7) / 8, out,
                             [bits](const Kernels& k, const int8_t* q, size_t n, uint8_t* packed) {
-                              for (size_t i = 0; i < n; i += kStretch) {
-                                const size_t length = std::min(kStretch, n - i);
-                                require_bits(q + i, length, bits);
-                                k.pack_codes(q + i, length, bits, packed + i / 8 * bits);
-                              }
+                              in_ranges(n, [&](size_t first, size_t count) {
+                                for (size_t i = first; i < first + count; i += kStretch) {
+                                  const size_t length = std::min(kStretch, first + count - i);
+                                  require_bits(q + i, length, bits);
+                                  k.pack_codes(q + i, length, bits, packed + i / 8 * bits);
+                                }
+                              });
                             });
       },
       py::arg("codes").noconvert(), py::arg("bits"), into);
@@ -633,7 +648,9 @@ inline void bind_ops(py::module_& parent) {
       [](const Array<uint8_t>& packed, unsigned bits, size_t n, const Out<int8_t>& out) {
         return map<int8_t>(packed, n, out,
                            [&](const Kernels& k, const uint8_t* x, size_t, int8_t* codes) {
-                             k.unpack_codes(x, n, bits, codes);
+                             in_ranges(n, [&](size_t i, size_t count) {
+                               k.unpack_codes(x + i / 8 * bits, count, bits, codes + i);
+                             });
                            });
       },
       py::arg("packed").noconvert(), py::arg("bits"), py::arg("n"), into);
@@ -655,7 +672,10 @@ inline void bind_ops(py::module_& parent) {
       [](const Array<uint8_t>& bits, double magnitude, size_t n, const Out<float>& out) {
         return map<float>(bits, n, out,
                           [&](const Kernels& k, const uint8_t* x, size_t, float* values) {
-                            k.unpack_signs(x, n, narrowed<float>(k, magnitude), values);
+                            const float value = narrowed<float>(k, magnitude);
+                            in_ranges(n, [&](size_t i, size_t count) {
+                              k.unpack_signs(x + i / 8, count, value, values + i);
+                            });
                           });
       },
       py::arg("bits").noconvert(), py::arg("magnitude"), py::arg("n"), into);
@@ -663,10 +683,12 @@ inline void bind_ops(py::module_& parent) {
       "widen",
       [](const Array<uint16_t>& bits, const std::string& dtype, const Out<float>& out) {
         const bool bfloat16 = dtype == "bfloat16";
-        return map<float>(bits, size_of(bits), out,
-                          [&](const Kernels& k, const uint16_t* x, size_t n, float* values) {
-                            bfloat16 ? k.bf16_to_f32(x, n, values) : k.f16_to_f32(x, n, values);
-                          });
+        return map<float>(
+            bits, size_of(bits), out,
+            [&](const Kernels& k, const uint16_t* x, size_t n, float* values) {
+              const auto convert = bfloat16 ? k.bf16_to_f32 : k.f16_to_f32;
+              in_ranges(n, [&](size_t i, size_t count) { convert(x + i, count, values + i); });
+            });
       },
       py::arg("bits").noconvert(), py::arg("dtype"), into);
 
@@ -676,8 +698,11 @@ inline void bind_ops(py::module_& parent) {
          const Out<uint32_t>& out) {
         auto result = out_or_new(out, n);
         uint32_t* words = result.mutable_data();
-        compute(
-            [&](const Kernels& k) { k.random_words({codec_seed, call_seed, first}, n, words); });
+        compute([&](const Kernels& k) {
+          in_ranges(n, [&](size_t i, size_t count) {
+            k.random_words({codec_seed, call_seed, first + i}, count, words + i);
+          });
+        });
         return result;
       },
       py::arg("codec_seed"), py::arg("call_seed"), py::arg("first"), py::arg("n"), into);

@@ -66,7 +66,7 @@ enum class Codes { kBytes, kPacked };
 
 // Where `sum` is given, it becomes the CRC-32 of the bytes written.
 
-// Scales and codes of n > 0 values; returns the largest key: where it is not finite the outputs are
+// Scales and codes of n values; returns the largest key: where it is not finite the outputs are
 // meaningless. Rounds to nearest where nothing is drawn.
 uint32_t quantize(const Kernels& kernels, const float* x, uint64_t n, Grid grid, unsigned bits,
                   const std::optional<Draw>& draw, float* scales, Codes form, uint8_t* codes,
