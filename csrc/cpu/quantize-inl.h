@@ -225,14 +225,14 @@ void quantize_stochastic(const float* x, size_t n, Grid grid, int levels, const 
 
 uint32_t quantize_blocks(const float* x, size_t n, size_t block, int levels, const Draw* draw,
                          float* scales, int8_t* codes) {
-  // Words are drawn for so many values at least, all of which stay in cache.
-  constexpr size_t kDrawn = 4096;
-  const size_t stretch = draw == nullptr || block > kDrawn ? block : kDrawn / block * block;
+  // Words are drawn for as many short blocks as stay in cache.
+  constexpr size_t kCached = 4096;
+  const size_t stretch = draw == nullptr || block > kCached ? block : kCached / block * block;
   uint32_t largest = 0;
   size_t count = 0;
   for (size_t i = 0; i < n; i += count) {
     count = n - i < stretch ? n - i : stretch;
-    ask_to_write(codes + i, count);
+    ask_to_write(codes + i, count < kCached ? count : kCached);
     const float* const first = scales;
     for (size_t at = 0, length = 0; at < count; at += length) {
       length = count - at < block ? count - at : block;
