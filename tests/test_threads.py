@@ -437,7 +437,9 @@ KERNELS = {
     "crc32": lambda: ops.crc32(X, 7),
     "accumulate": lambda: _sum(lambda total: ops.accumulate(total, X, 0.3)),
     "accumulate_codes": lambda: _sum(
-        lambda total: ops.accumulate_codes(total, *ops.quantize_int8(X), 0.3)
+        lambda total: ops.accumulate_codes(
+            total, *ops.quantize_int8(X), 8, 1024, -(-X.size // 1024), 0.3
+        )
     ),
 }
 
