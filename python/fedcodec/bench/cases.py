@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 import fedcodec as fc
 from fedcodec import ops
+from fedcodec.ops.reference import Narrow
 
 from . import data, peers
 from .data import Float32
@@ -23,6 +24,8 @@ Run = Callable[[], Any]
 CODECS = ("topk(0.01) | int8", "int8", "topk(0.01) | ternary", "kbit(4)", "raw")
 SPARSE_CODEC = CODECS[0]
 BLOCK = 1024
+DENSITY = 0.01
+CHECKED = "with arguments checked"
 
 
 def _nothing() -> None:
@@ -91,27 +94,52 @@ def _bytes(payload: bytes) -> Array:
 # --- kernels --------------------------------------------------------------------------------------
 
 
-def _select(values: Float32, k: int) -> tuple[Array, Array]:
-    fused = getattr(ops, "topk", None)
-    if fused is not None:
-        selected: tuple[Array, Array] = fused(values, k)
-        return selected
-    return ops.compact(values, *ops.topk_threshold(values, k))
+# Where the public function looks at every element of an argument, the kernel is run without it, as codecs run it.
 
 
-def _kept(values: Float32, density: float) -> int:
+def _kept(values: Float32, density: float = DENSITY) -> int:
     return max(1, round(density * values.size))
 
 
 def _topk(values: Float32, density: float) -> Case:
     k = _kept(values, density)
-    positions, kept = _select(values, k)
+    positions, kept = ops.topk(values, k)
     return Case(
         values,
-        lambda: _select(values, k),
+        lambda: ops.topk(values, k),
         (values,),
         _room(positions.nbytes + kept.nbytes),
         peers.find("top-k", values, k),
+    )
+
+
+def _threshold(values: Float32) -> Case:
+    k = _kept(values)
+    found = peers.find("threshold", values, k)
+    return Case(values, lambda: ops.topk_threshold(values, k), (values,), None, found)
+
+
+def _compact(values: Float32) -> Case:
+    threshold, ties = ops.topk_threshold(values, _kept(values))
+    positions, kept = ops.compact(values, threshold, ties)
+    return Case(
+        values,
+        lambda: ops.compact(values, threshold, ties),
+        (values,),
+        _room(positions.nbytes + kept.nbytes),
+        peers.find("compact", values, threshold),
+    )
+
+
+def _random_positions(values: Float32) -> Case:
+    n, k = values.size, _kept(values)
+    return Case(
+        values,
+        lambda: ops.random_positions(n, k, seed=7),
+        (),
+        np.zeros(k, np.int64),
+        peers.find("random positions", n, k),
+        rate=(k, "positions"),
     )
 
 
@@ -120,26 +148,27 @@ def _percentile(values: Float32) -> Case:
     return Case(values, lambda: ops.percentile_threshold(values, 90), (values,), None, found)
 
 
-def _quantize(values: Float32) -> Case:
-    codes, scales = ops.quantize_int8(values)
+def _quantize(values: Float32, bits: int, stochastic: bool) -> Case:
+    out = ops.quantize_kbit(values, bits)
     return Case(
         values,
-        lambda: ops.quantize_int8(values, out=(codes, scales)),
+        lambda: ops.quantize_kbit(values, bits, stochastic=stochastic, out=out),
         (values,),
-        codes,
-        peers.find("quantize", values, BLOCK),
+        out[0],
+        {} if stochastic else peers.find(f"quantize {bits}", values, BLOCK),
     )
 
 
-def _dequantize(values: Float32) -> Case:
-    codes, scales = ops.quantize_int8(values)
-    out = np.zeros_like(values)
+def _dequantize(values: Float32, bits: int) -> Case:
+    codes, scales = ops.quantize_kbit(values, bits)
+    out, grid = np.zeros_like(values), (BLOCK, scales.size)
     return Case(
         values,
-        lambda: ops.dequantize_int8(codes, scales, out=out),
+        lambda: ops.backend().dequantize(codes, scales, bits, *grid, out),
         (codes,),
         out,
-        peers.find("dequantize", values, codes, scales, BLOCK),
+        peers.find(f"dequantize {bits}", values, codes, scales, BLOCK),
+        {CHECKED: lambda: ops.dequantize_kbit(codes, scales, bits, out=out)},
     )
 
 
@@ -160,8 +189,14 @@ def _add_codes(values: Float32) -> Case:
 def _pack_codes(values: Float32) -> Case:
     codes, _ = ops.quantize_kbit(values, 4)
     packed = ops.pack_codes(codes, 4)
-    found = peers.find("pack codes", codes)
-    return Case(values, lambda: ops.pack_codes(codes, 4, out=packed), (codes,), packed, found)
+    return Case(
+        values,
+        lambda: ops.backend().pack_codes(codes, 4, packed),
+        (codes,),
+        packed,
+        peers.find("pack codes", codes),
+        {CHECKED: lambda: ops.pack_codes(codes, 4, out=packed)},
+    )
 
 
 def _unpack_codes(values: Float32) -> Case:
@@ -224,24 +259,25 @@ def _unpack_mask(values: Float32) -> Case:
 
 
 def _pack_sparse(values: Float32) -> Case:
-    positions, _ = _select(values, _kept(values, 0.01))
-    payload = ops.pack_sparse(positions, values.size)
+    n, (positions, _) = values.size, ops.topk(values, _kept(values))
+    payload = ops.pack_sparse(positions, n)
     return Case(
         values,
-        lambda: ops.pack_sparse(positions, values.size),
+        lambda: ops.backend().pack_sparse(positions, n),
         (positions,),
         _room(len(payload)),
         peers.find("pack sparse", positions),
+        {CHECKED: lambda: ops.pack_sparse(positions, n)},
         rate=(positions.size, "positions"),
     )
 
 
 def _unpack_sparse(values: Float32) -> Case:
-    positions, _ = _select(values, _kept(values, 0.01))
-    payload = ops.pack_sparse(positions, values.size)
+    n, (positions, _) = values.size, ops.topk(values, _kept(values))
+    payload = ops.pack_sparse(positions, n)
     return Case(
         values,
-        lambda: ops.unpack_sparse(payload, values.size),
+        lambda: ops.unpack_sparse(payload, n),
         (_bytes(payload),),
         np.zeros_like(positions),
         peers.find("unpack sparse", positions),
@@ -249,16 +285,72 @@ def _unpack_sparse(values: Float32) -> Case:
     )
 
 
-def _narrow(values: Float32) -> Case:
-    out = ops.narrow(values, "float16")
-    found = peers.find("narrow", values)
-    return Case(values, lambda: ops.narrow(values, "float16", out=out), (values,), out, found)
+# A pass over memory is no measure of what writes to few places.
 
 
-def _widen(values: Float32) -> Case:
-    half, out = ops.narrow(values, "float16").view(np.uint16), np.zeros_like(values)
-    found = peers.find("widen", half)
-    return Case(values, lambda: ops.widen(half, "float16", out=out), (half,), out, found)
+def _scatter(values: Float32) -> Case:
+    positions, kept = ops.topk(values, _kept(values))
+    out = np.zeros_like(values)
+    return Case(
+        values,
+        lambda: ops.backend().scatter(positions, kept, out),
+        peers=peers.find("scatter", positions, kept, values.size),
+        beside={CHECKED: lambda: ops.scatter(positions, kept, out)},
+        rate=(positions.size, "positions"),
+        reset=lambda: out.fill(0),
+        outcome=lambda _: out,
+    )
+
+
+def _add_sparse(values: Float32) -> Case:
+    positions, kept = ops.topk(values, _kept(values))
+    total = np.zeros_like(values)
+    return Case(
+        values,
+        lambda: ops.backend().accumulate_sparse(total, positions, kept, 3.0),
+        peers=peers.find("add sparse", positions, kept, values.size),
+        beside={CHECKED: lambda: ops.accumulate_sparse(total, positions, kept, 3.0)},
+        rate=(positions.size, "positions"),
+        reset=lambda: total.fill(0),
+        outcome=lambda _: total,
+    )
+
+
+def _add_values(values: Float32) -> Case:
+    total = np.zeros_like(values)
+    return Case(
+        values,
+        lambda: ops.accumulate(total, values, 3.0),
+        (values, total),
+        total,
+        peers.find("add", values),
+        reset=lambda: total.fill(0),
+        outcome=lambda _: total,
+    )
+
+
+def _narrow(values: Float32, dtype: Narrow) -> Case:
+    out = ops.narrow(values, dtype)
+    return Case(
+        values,
+        lambda: ops.backend().narrow(values, dtype, out),
+        (values,),
+        out,
+        peers.find(f"narrow {dtype}", values),
+        {CHECKED: lambda: ops.narrow(values, dtype, out=out)},
+    )
+
+
+def _widen(values: Float32, dtype: Narrow) -> Case:
+    bits, out = ops.narrow(values, dtype), np.zeros_like(values)
+    found = peers.find(f"widen {dtype}", bits)
+    return Case(values, lambda: ops.widen(bits, dtype, out=out), (bits,), out, found)
+
+
+def _random_words(values: Float32) -> Case:
+    words = ops.philox(0, 0, 0, values.size)
+    found = peers.find("random words", words.size)
+    return Case(values, lambda: ops.philox(1, 2, 0, words.size, out=words), (), words, found)
 
 
 def _crc32(values: Float32) -> Case:
@@ -296,32 +388,45 @@ def _decode_fresh(values: Float32, text: str) -> Case:
 def _add(values: Float32, text: str) -> Case:
     payload, spec = fc.parse(text).encode(values), fc.Spec.of(values)
     servers = [fc.Aggregator(spec)]
-    decoded = fc.decode(payload)
-    sparse = text.startswith("topk")
-    total = np.zeros_like(values)
-    positions = np.flatnonzero(decoded)
-    kept = decoded[positions]
-    scatter = partial(ops.accumulate_sparse, total, positions, kept, 3.0)
-    return Case(
+    total, decoded = np.zeros_like(values), fc.decode(payload)
+    case = Case(
         values,
         lambda: servers[0].add(payload, 3.0),
-        # A pass over memory is no measure of what writes to few places.
-        () if sparse else (_bytes(payload), total),
-        None if sparse else total,
-        peers.find("add sparse" if sparse else "add", decoded),
-        {"our scatter-add of ready positions": scatter} if sparse else {},
+        (_bytes(payload), total),
+        total,
         reset=lambda: servers.__setitem__(0, fc.Aggregator(spec)),
         outcome=lambda _: servers[0].mean(),
     )
+    if not text.startswith("topk"):
+        return replace(case, peers=peers.find("add", decoded))
+    positions = np.flatnonzero(decoded)
+    kept = decoded[positions]
+    return replace(
+        case,
+        reads=(),
+        writes=None,
+        peers=peers.find("add sparse", positions, kept, values.size),
+        beside={
+            "our scatter-add of ready positions": lambda: ops.backend().accumulate_sparse(
+                total, positions, kept, 3.0
+            )
+        },
+    )
 
 
-def _feedback(values: Float32) -> Case:
+def _feedback(values: Float32, whole: bool) -> Case:
     client = fc.ErrorFeedback(SPARSE_CODEC)
     residual = np.zeros_like(values)
+    settle = client.accept if whole else partial(client.reject, drop=True)
+
+    def reset() -> None:
+        client.reset()
+        client.encode(values, seed=0)
+        client.accept()
 
     def run() -> bytes:
         payload = client.encode(values, seed=0)
-        client.accept()
+        settle()
         return payload
 
     return Case(
@@ -329,8 +434,8 @@ def _feedback(values: Float32) -> Case:
         run,
         (values, residual),
         residual,
-        peers.find("feedback", values, _kept(values, 0.01)),
-        reset=client.reset,
+        peers.find("feedback", values, _kept(values)) if whole else {},
+        reset=reset,
         outcome=lambda payload: (payload, client.residual),
     )
 
@@ -338,50 +443,59 @@ def _feedback(values: Float32) -> Case:
 # --- the cost of a call ---------------------------------------------------------------------------
 
 
-def _tensors(layout: str) -> Any:
-    if layout == "1,000 values":
-        return data.values("student-t", 1000)
-    if layout == "161 tensors like ResNet-50":
-        return data.resnet50()
-    update = data.lora()
-    if layout.endswith("torch"):
+LAYOUTS: dict[str, Callable[[], Any]] = {
+    "1,000 values": partial(data.values, "student-t", 1000),
+    "400 small tensors": data.lora,
+    "161 tensors like ResNet-50": data.resnet50,
+}
+Framework = Literal["numpy", "torch"]
+FRAMEWORKS: dict[str, Framework] = {"NumPy": "numpy", "torch": "torch"}
+
+
+def _tensors(layout: str, framework: Framework) -> tuple[Any, Float32]:
+    """Return the update, and its values in one array."""
+    update = LAYOUTS[layout]()
+    if not isinstance(update, dict):
+        return (peers.load("torch").from_numpy(update) if framework == "torch" else update), update
+    flat = np.concatenate([array.reshape(-1) for array in update.values()])
+    if framework == "torch":
         torch = peers.load("torch")
-        return {name: torch.from_numpy(array) for name, array in update.items()}
-    return update
+        update = {name: torch.from_numpy(array) for name, array in update.items()}
+    return update, flat
 
 
-def _flat(update: Any) -> Float32:
-    arrays = update.values() if isinstance(update, dict) else [update]
-    return np.concatenate([np.asarray(array).reshape(-1) for array in arrays])
-
-
-def _encode_layout(layout: str) -> Case:
-    codec, update = fc.parse(SPARSE_CODEC), _tensors(layout)
-    flat = _flat(update)
+def _encode_layout(layout: str, framework: Framework) -> Case:
+    codec, (update, flat) = fc.parse(SPARSE_CODEC), _tensors(layout, framework)
     room = _room(len(codec.encode(update)))
     found = peers.find("encode tensors", update)
     return Case(flat, lambda: codec.encode(update), (flat,), room, found)
 
 
-def _decode_layout(layout: str) -> Case:
-    update = _tensors(layout)
-    payload, flat = fc.parse(SPARSE_CODEC).encode(update), _flat(update)
-    framework: Any = "torch" if layout.endswith("torch") else "numpy"
+def _decode_layout(layout: str, framework: Framework, fresh: bool) -> Case:
+    update, flat = _tensors(layout, framework)
+    payload = fc.parse(SPARSE_CODEC).encode(update)
+    kwargs: Any = {"out": update}
+    if fresh:
+        kwargs = {} if framework == "numpy" else {"framework": framework}
     return Case(
         flat,
-        lambda: fc.decode(payload, framework=framework),
+        lambda: fc.decode(payload, **kwargs),
         (_bytes(payload),),
         np.zeros_like(flat),
-        peers.find("decode tensors", update),
+        peers.find("decode tensors", update) if fresh else {},
     )
 
 
-LAYOUTS = (
-    "1,000 values",
-    "400 small tensors, NumPy",
-    "400 small tensors, torch",
-    "161 tensors like ResNet-50",
-)
+def _add_layout(layout: str) -> Case:
+    update, flat = _tensors(layout, "numpy")
+    payload, spec = fc.parse(SPARSE_CODEC).encode(update), fc.Spec.of(update)
+    servers = [fc.Aggregator(spec)]
+    return Case(
+        flat,
+        lambda: servers[0].add(payload, 3.0),
+        reset=lambda: servers.__setitem__(0, fc.Aggregator(spec)),
+        outcome=lambda _: servers[0].mean(),
+    )
 
 
 def _bound(build: Callable[..., Case], *given: Any) -> Callable[..., Case]:
@@ -394,17 +508,23 @@ def rows(pattern: str = "") -> list[Row]:
     Examples
     --------
     >>> [row.name for row in rows("quantize")]
-    ['int8 quantize', 'int8 dequantize']
+    ['int8 quantize', 'int8 quantize, stochastic', 'int8 dequantize', '4 bits: quantize', '4 bits: dequantize']
     """
     all_rows = [
         *(
             Row(f"top-k {100 * density:g} %", "kernel", _bound(_topk, density))
             for density in (0.001, 0.01, 0.1)
         ),
+        Row("top-k 1 %: threshold alone", "kernel", _threshold),
+        Row("top-k 1 %: compaction alone", "kernel", _compact),
         Row("percentile threshold", "kernel", _percentile),
-        Row("int8 quantize", "kernel", _quantize),
-        Row("int8 dequantize", "kernel", _dequantize),
+        Row("random 1 %", "kernel", _random_positions),
+        Row("int8 quantize", "kernel", _bound(_quantize, 8, False)),
+        Row("int8 quantize, stochastic", "kernel", _bound(_quantize, 8, True)),
+        Row("int8 dequantize", "kernel", _bound(_dequantize, 8)),
         Row("int8 decode and add", "kernel", _add_codes),
+        Row("4 bits: quantize", "kernel", _bound(_quantize, 4, False)),
+        Row("4 bits: dequantize", "kernel", _bound(_dequantize, 4)),
         Row("4 bits: pack", "kernel", _pack_codes),
         Row("4 bits: unpack", "kernel", _unpack_codes),
         Row("signs: pack", "kernel", _pack_signs),
@@ -415,8 +535,15 @@ def rows(pattern: str = "") -> list[Row]:
         Row("mask: unpack", "kernel", _unpack_mask),
         Row("positions: pack", "kernel", _pack_sparse),
         Row("positions: unpack", "kernel", _unpack_sparse),
-        Row("float16: narrow", "kernel", _narrow),
-        Row("float16: widen", "kernel", _widen),
+        Row("positions: scatter", "kernel", _scatter),
+        Row("positions: weighted add", "kernel", _add_sparse),
+        Row("weighted add", "kernel", _add_values),
+        *(
+            Row(f"{dtype}: {name}", "kernel", _bound(build, dtype))
+            for dtype in ("float16", "bfloat16")
+            for name, build in (("narrow", _narrow), ("widen", _widen))
+        ),
+        Row("random words", "kernel", _random_words),
         Row("crc32", "kernel", _crc32),
         *(
             Row(f"{name} {text}", "call", _bound(build, text))
@@ -428,11 +555,18 @@ def rows(pattern: str = "") -> list[Row]:
             )
             for text in CODECS
         ),
-        Row(f"error feedback {SPARSE_CODEC}", "call", _feedback),
+        Row(f"error feedback {SPARSE_CODEC}", "call", _bound(_feedback, True)),
+        Row(f"error feedback, encode alone {SPARSE_CODEC}", "call", _bound(_feedback, False)),
         *(
-            Row(f"{name} {layout}", "layout", _bound(build, layout))
+            Row(f"{name} {layout}, {library}", "layout", _bound(build, layout, framework, *fresh))
             for layout in LAYOUTS
-            for name, build in (("encode", _encode_layout), ("decode", _decode_layout))
+            for library, framework in FRAMEWORKS.items()
+            for name, build, *fresh in (
+                ("encode", _encode_layout),
+                ("decode", _decode_layout, True),
+                ("decode into arrays", _decode_layout, False),
+            )
         ),
+        *(Row(f"add {layout}", "layout", _bound(_add_layout, layout)) for layout in LAYOUTS),
     ]
     return [row for row in all_rows if re.search(pattern, row.name)]

@@ -126,6 +126,26 @@ def _(values: Any, k: int) -> Run:
     return lambda: compiled(values, k)
 
 
+@_peer("threshold", "NumPy partition")
+def _(values: Any, k: int) -> Run:
+    return lambda: np.partition(np.abs(values), values.size - k)[values.size - k]
+
+
+@_peer("compact", "NumPy")
+def _(values: Any, threshold: float) -> Run:
+    def run() -> Any:
+        positions = np.flatnonzero(np.abs(values) >= threshold)
+        return positions, values[positions]
+
+    return run
+
+
+@_peer("random positions", "NumPy")
+def _(n: int, k: int) -> Run:
+    generator = np.random.default_rng(0)
+    return lambda: np.sort(generator.choice(n, k, replace=False, shuffle=False))
+
+
 @_peer("percentile", "NumPy")
 def _(values: Any, percentile: float) -> Run:
     return lambda: np.percentile(np.abs(values), percentile)
@@ -134,7 +154,7 @@ def _(values: Any, percentile: float) -> Run:
 # --- integers -------------------------------------------------------------------------------------
 
 
-@_peer(["quantize", "encode int8"], "NumPy")
+@_peer(["quantize 8", "encode int8"], "NumPy")
 def _(values: Any, block: int = 1024) -> Run:
     blocks = values[: values.size // block * block].reshape(-1, block)
 
@@ -160,7 +180,7 @@ def _looped_quantize(x: Any, block: int) -> Any:
     return codes, scales
 
 
-@_peer("quantize", "numba", "numba")
+@_peer("quantize 8", "numba", "numba")
 def _(values: Any, block: int) -> Run:
     compiled = _jitted(_looped_quantize)
     return lambda: compiled(values, block)
@@ -174,7 +194,7 @@ def _per_tensor(values: Any) -> Any:
         return torch.quantize_per_tensor(x, float(x.abs().max()) / 127, 0, torch.qint8)
 
 
-@_peer("quantize", "torch per tensor", "torch")
+@_peer("quantize 8", "torch per tensor", "torch")
 def _(values: Any, block: int) -> Run:
     return lambda: _per_tensor(values)
 
@@ -194,20 +214,20 @@ def _piquant_context() -> Any:
     return load("piquant").Context(1)
 
 
-@_peer("quantize", "pi-quant per tensor", "piquant")
+@_peer("quantize 8", "pi-quant per tensor", "piquant")
 def _(values: Any, block: int) -> Run:
     codes = np.empty(values.size, np.uint8)
     return lambda: _piquant(values, codes)
 
 
-@_peer("quantize", "bitsandbytes", "bitsandbytes.functional")
+@_peer("quantize 8", "bitsandbytes", "bitsandbytes.functional")
 def _(values: Any, block: int) -> Run:
     functional = load("bitsandbytes.functional")
     x = load("torch").from_numpy(values)
     return lambda: functional.quantize_blockwise(x, blocksize=block)
 
 
-@_peer("dequantize", "NumPy")
+@_peer("dequantize 8", "NumPy")
 def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
     whole = codes.size // block
     blocks = codes[: whole * block].reshape(-1, block)
@@ -222,13 +242,13 @@ def _looped_dequantize(codes: Any, scales: Any, block: int) -> Any:
     return out
 
 
-@_peer("dequantize", "numba", "numba")
+@_peer("dequantize 8", "numba", "numba")
 def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
     compiled = _jitted(_looped_dequantize)
     return lambda: compiled(codes, scales, block)
 
 
-@_peer("dequantize", "torch per tensor", "torch")
+@_peer("dequantize 8", "torch per tensor", "torch")
 def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
     quantized = _per_tensor(values)
     return lambda: quantized.dequantize()
@@ -244,7 +264,7 @@ def _piquant_restore(values: Any, operation: str) -> Run:
     )
 
 
-@_peer("dequantize", "pi-quant per tensor", "piquant")
+@_peer("dequantize 8", "pi-quant per tensor", "piquant")
 def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
     return _piquant_restore(values, "SET")
 
@@ -254,7 +274,7 @@ def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
     return _piquant_restore(values, "ADD")
 
 
-@_peer("dequantize", "bitsandbytes", "bitsandbytes.functional")
+@_peer("dequantize 8", "bitsandbytes", "bitsandbytes.functional")
 def _(values: Any, codes: Any, scales: Any, block: int) -> Run:
     functional = load("bitsandbytes.functional")
     quantized, state = functional.quantize_blockwise(
@@ -340,27 +360,46 @@ def _(bits: Any, n: int) -> Run:
     return lambda: np.unpackbits(bits, count=n, bitorder="little").view(bool)
 
 
-@_peer("narrow", "NumPy")
+@_peer("narrow float16", "NumPy")
 def _(values: Any) -> Run:
     return lambda: values.astype(np.float16)
 
 
-@_peer("narrow", "torch", "torch")
+@_peer("narrow float16", "torch", "torch")
 def _(values: Any) -> Run:
     x = load("torch").from_numpy(values)
     return lambda: x.half()
 
 
-@_peer("widen", "NumPy")
+@_peer("narrow bfloat16", "torch", "torch")
+def _(values: Any) -> Run:
+    x = load("torch").from_numpy(values)
+    return lambda: x.bfloat16()
+
+
+@_peer("widen float16", "NumPy")
 def _(bits: Any) -> Run:
     half = bits.view(np.float16)
     return lambda: half.astype(np.float32)
 
 
-@_peer("widen", "torch", "torch")
+@_peer("widen float16", "torch", "torch")
 def _(bits: Any) -> Run:
     half = load("torch").from_numpy(bits.view(np.float16))
     return lambda: half.float()
+
+
+@_peer("widen bfloat16", "torch", "torch")
+def _(bits: Any) -> Run:
+    torch = load("torch")
+    short = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    return lambda: short.float()
+
+
+@_peer("random words", "NumPy Philox")
+def _(n: int) -> Run:
+    generator = np.random.Generator(np.random.Philox(0))
+    return lambda: generator.integers(1 << 32, size=n, dtype=np.uint32)
 
 
 @_peer("crc32", "zlib")
@@ -476,10 +515,19 @@ def _(values: Any) -> Run:
     return lambda: blosc2.decompress2(packed, nthreads=1)
 
 
+@_peer("scatter", "NumPy")
+def _(positions: Any, kept: Any, n: int) -> Run:
+    out = np.zeros(n, kept.dtype)
+
+    def run() -> None:
+        out[positions] = kept
+
+    return run
+
+
 @_peer("add sparse", "NumPy, ready positions")
-def _(decoded: Any) -> Run:
-    positions = np.flatnonzero(decoded)
-    kept, total = decoded[positions], np.zeros_like(decoded)
+def _(positions: Any, kept: Any, n: int) -> Run:
+    total = np.zeros(n, kept.dtype)
 
     def run() -> None:
         total[positions] += np.float32(3) * kept
