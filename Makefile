@@ -2,6 +2,7 @@ PYTHON ?= python3
 # Whatever pip takes: make demo TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= $(shell cat constraints.txt)
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
@@ -21,7 +22,7 @@ test: build
 	$(PYTEST)
 
 bench: .venv/bench
-	$(BIN)/fedcodec bench --output benchmarks/results
+	$(BIN)/fedcodec bench --output benchmarks/results $(BENCH_ARGS)
 
 # CI reads the closing line of the last run, so one that has passing tests on every machine ends it.
 test-all: lint tidy test-native test-neon test-asan test-slow test-isa

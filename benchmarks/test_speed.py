@@ -4,7 +4,7 @@ import pytest
 
 from fedcodec.bench import data
 from fedcodec.bench.cases import rows
-from fedcodec.bench.measure import check
+from fedcodec.bench.measure import check, on_threads
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
@@ -12,4 +12,5 @@ def test_speed(row, benchmark):
     values = [] if row.kind == "layout" else [data.values("student-t", 1_000_000)]
     case = row.build(*values)
     check(case)
-    benchmark(case.run)
+    with on_threads(1):
+        benchmark(case.run)

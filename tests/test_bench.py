@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import fedcodec as fc
 from fedcodec import ops
 from fedcodec.bench import data, measure, memory, peers, report, suite
 from fedcodec.bench.cases import Case, rows
-from fedcodec.bench.measure import Timed, time_in_turn
+from fedcodec.bench.measure import Timed, on_isa, on_threads, time_in_turn
 from fedcodec.cli import commands
 
 native = pytest.importorskip("fedcodec._native", reason="roofs are compiled")
@@ -61,7 +63,7 @@ def test_a_roof_refuses_what_it_cannot_do():
 # --- measurement ----------------------------------------------------------------------------------
 
 
-def test_all_are_timed_once_a_round_in_turn():
+def test_all_are_timed_once_a_round_in_turn(monkeypatch):
     calls = []
 
     def slow(name):
@@ -73,6 +75,7 @@ def test_all_are_timed_once_a_round_in_turn():
 
         return run
 
+    monkeypatch.setattr(measure, "SHORT_SECONDS", 0)
     timed = [Timed(slow("a")), Timed(slow("b"))]
     time_in_turn(timed, rounds=3)
     assert "".join(calls) == "aabb" + 3 * "ab"
@@ -85,6 +88,36 @@ def test_what_is_short_is_timed_by_many_calls():
     time_in_turn([timed], rounds=1)
     assert len(calls) > 100
     assert len(timed.seconds) == 1
+
+
+def test_a_short_call_is_made_once_more_before_it_is_timed(monkeypatch):
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(measure, "SHORT_SECONDS", 1e9)
+    calls = []
+    time_in_turn([Timed(lambda: calls.append("a")), Timed(lambda: calls.append("b"))], rounds=2)
+    assert "".join(calls) == "aabb" + 2 * "aabb"
+
+
+def test_variants_run_ours_where_they_say_and_leave_all_as_it_was():
+    before = ops.active(), fc.get_num_threads()
+    other = next(name for name in ops.available() if name != before[0])
+    found = set()
+    case = Case(
+        np.ones(3, np.float32), lambda: found.add((ops.active(), fc.get_num_threads())) or b""
+    )
+    variants = {"3 threads": partial(on_threads, 3), other: partial(on_isa, other)}
+    timing = measure.measure(case, 1, variants)
+    assert found == {before, (before[0], 3), (other, before[1])}
+    assert list(timing.variants) == list(variants)
+    assert (ops.active(), fc.get_num_threads()) == before
+
+
+@pytest.mark.parametrize("within", [partial(on_threads, 3), partial(on_isa, "reference")])
+def test_a_variant_ends_with_an_error_too(within):
+    before = ops.active(), fc.get_num_threads()
+    with pytest.raises(ZeroDivisionError), within():
+        1 / 0  # noqa: B018
+    assert (ops.active(), fc.get_num_threads()) == before
 
 
 def test_patience_ends():
@@ -111,6 +144,14 @@ def test_a_wrong_result_is_no_benchmark():
         measure.check(wrong)
 
 
+def test_a_wrong_result_of_a_variant_is_no_benchmark():
+    threaded = Case(np.ones(3, np.float32), lambda: float(fc.get_num_threads()))
+    with on_threads(1):
+        measure.check(threaded)
+        with pytest.raises(AssertionError, match="3 threads gives another result"):
+            measure.check(threaded, {"3 threads": partial(on_threads, 3)})
+
+
 def test_sums_are_checked_from_zero():
     (row,) = rows("int8 decode and add")
     case = row.build(data.values("student-t", 5000))
@@ -121,7 +162,8 @@ def test_sums_are_checked_from_zero():
 # --- what is measured -----------------------------------------------------------------------------
 
 SAME = [
-    "top-k 1 %", "mask: apply", "mask: pack", "mask: unpack", "signs: pack", "signs: unpack", "float16: narrow",
+    "top-k 1 %", "top-k 1 %: compaction alone",
+    "mask: apply", "mask: pack", "mask: unpack", "signs: pack", "signs: unpack", "float16: narrow",
     "float16: widen", "4 bits: pack", "4 bits: unpack", "crc32", "positions: unpack",
 ]  # fmt: skip
 
@@ -177,17 +219,18 @@ def test_the_layouts():
     assert [array.size for array in data.lora().values()] == 400 * [512]
 
 
-def test_peak_memory_sees_what_native_code_allocates():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_peak_memory_sees_what_native_code_allocates(threads):
     if not sys.platform.startswith("linux"):
         pytest.skip("read from /proc")
-    extra, payload = memory.peak_extra("raw", 4_000_000)
+    extra, payload = memory.peak_extra("raw", 4_000_000, threads)
     assert payload > 16_000_000
     assert payload - 2**20 < extra < 3 * payload
 
 
 # --- reports --------------------------------------------------------------------------------------
 
-PATTERN = "^(?!.*(ResNet|memory of encode int8))"
+PATTERN = r"^(?!.*(ResNet|memory of encode (?!raw)))"
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +247,11 @@ def quick(tmp_path_factory):
 def test_a_quick_run_measures_every_row(quick):
     found = json.loads(quick[".json"].read_text(encoding="utf-8"))
     assert found["rounds"] == 1
+    assert found["info"]["threads"] == 1
+    assert found["threads"] == min(2, suite.processors())
+    assert found["isa"] == ("avx2" if ops.active() == "avx512" else None)
+    variants = [f"{found['threads']} threads"] if found["threads"] > 1 else []
+    variants += [found["isa"]] if found["isa"] else []
     assert found["info"]["active"] == ops.active()
     assert [row["name"] for row in found["rows"]] == [row.name for row in rows(PATTERN)]
     for row in found["rows"]:
@@ -212,17 +260,23 @@ def test_a_quick_run_measures_every_row(quick):
         assert row["over_read"] > 0
         assert row["over_copy"] > 0
         assert row["peers"] == {}
-        sparse_add = row["name"].startswith("add topk")
-        assert (row["roof_seconds"] is None) == (row["over_roof"] is None) == sparse_add
-        assert all(seconds > 0 and ratio > 0 for seconds, ratio in row["beside"].values())
-    (of_memory,) = found["memory"]
-    assert of_memory["payload_bytes"] > 0
+        assert list(row["variants"]) == variants
+        to_few_places = re.match("add (topk|.*(values|tensors))|positions: [sw]", row["name"])
+        assert (row["roof_seconds"] is None) == (row["over_roof"] is None) == bool(to_few_places)
+        for seconds, ratio in [*row["variants"].values(), *row["beside"].values()]:
+            assert seconds > 0
+            assert ratio > 0
+    assert [row["threads"] for row in found["memory"]] == sorted({1, found["threads"]})
+    assert all(row["payload_bytes"] > 0 for row in found["memory"])
 
 
 def test_the_table_and_the_chart(quick):
     table = quick[".md"].read_text(encoding="utf-8")
     lines = [line for line in table.splitlines() if line.startswith("| ")]
     assert len({line.replace("\\|", "").count("|") for line in lines[:40]}) == 1
+    found = json.loads(quick[".json"].read_text(encoding="utf-8"))
+    assert (f"time/{found['threads']} threads" in lines[0]) == (found["threads"] > 1)
+    assert (f"{found['isa']}/time" in lines[0]) == bool(found["isa"])
     for row in rows(PATTERN):
         assert f"| {report._cell(row.name)} |" in table
     assert quick[".png"].read_bytes()[:4] == b"\x89PNG"
@@ -236,6 +290,58 @@ def test_others_are_measured_on_the_first_distribution_only(monkeypatch):
         ("equal", set()),
     ]
     assert "NumPy" in report.markdown(found)
+
+
+def test_threads_show_what_they_gain_and_instruction_sets_what_they_cost(monkeypatch):
+    monkeypatch.setattr(suite, "processors", lambda: 8)
+    monkeypatch.setattr(peers, "hold_to_one_thread", lambda: None)
+    other = next(name for name in ops.available() if name != ops.active())
+    before = ops.active(), fc.get_num_threads()
+    found = suite.run([1000], ["equal"], "^mask: pack$", 1, threads=4, isa=other)
+    assert (ops.active(), fc.get_num_threads()) == before
+    (row,) = found["rows"]
+    row["variants"] = {"4 threads": (1.0, 0.25), other: (1.0, 1.5)}
+    row["peers"] = {"slow": (1.0, 1234.5), "quick": (1.0, 0.123)}
+    *_, header, _, line = report.markdown(found).splitlines()
+    assert f"| time/M | time/4 threads | {other}/time |" in header
+    assert "| 4.00 | 1.50 | slow 1234x, quick 0.12x |" in line
+
+
+def test_variants_that_are_none_are_left_out(monkeypatch):
+    monkeypatch.setattr(suite, "processors", lambda: 1)
+    monkeypatch.setattr(peers, "hold_to_one_thread", lambda: None)
+    found = suite.run([1000], ["equal"], "^mask: pack$", 1, threads=4, isa=ops.active())
+    assert (found["threads"], found["isa"]) == (1, None)
+    assert found["rows"][0]["variants"] == {}
+
+
+def test_an_instruction_set_that_is_not_there_ends_a_run_at_once():
+    with pytest.raises(fc.BackendError, match="'mmx' cannot be used"):
+        suite.run([1000], ["equal"], isa="mmx", on_row=pytest.fail)
+
+
+def test_an_error_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    monkeypatch.setattr(peers, "hold_to_one_thread", lambda: None)
+
+    def fail(row):
+        assert fc.get_num_threads() == 1
+        raise KeyboardInterrupt
+
+    with on_threads(3):
+        with pytest.raises(KeyboardInterrupt):
+            suite.run([1000], ["equal"], on_row=fail)
+        assert fc.get_num_threads() == 3
+
+
+def test_the_chart_is_of_the_largest_size_of_the_first_distribution(monkeypatch, tmp_path):
+    row = {"name": "crc32", "kind": "kernel", "roof_seconds": 1.0, "over_roof": 2.0, "peers": {}}
+    sizes = [("student-t", 1000), ("delta", 1001), ("student-t", 2000), ("delta", 2002)]
+    found = [{**row, "distribution": name, "values": size} for name, size in sizes]
+    titles = []
+    axes = pytest.importorskip("matplotlib.axes", reason="matplotlib is not installed").Axes
+    monkeypatch.setattr(axes, "set_title", lambda self, title, **kwargs: titles.append(title))
+    report.draw(tmp_path / "chart.png", {"machine": "m", "rows": found})
+    assert titles == ["2,000 float32 values, one thread, m"]
 
 
 def test_without_compiled_code_there_is_no_roof(monkeypatch):

@@ -265,6 +265,16 @@ def parse_pattern(context: click.Context, parameter: click.Parameter, value: str
 )
 @click.option("--rounds", type=click.IntRange(1), default=7)
 @click.option("--peers/--no-peers", default=True, help="Measure other libraries too.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=2,
+    help="Run all on so many threads beside one, at most on as many as there are processors.",
+)
+@click.option(
+    "--isa",
+    help="Run all on this instruction set beside the one in use.  [default: avx2 beside avx512]",
+)
 @click.option("--quick", is_flag=True, help="One round of 64K Student-t values.")
 @click.option(
     "--output",
@@ -278,6 +288,8 @@ def bench(
     pattern: str,
     rounds: int,
     peers: bool,
+    threads: int,
+    isa: str | None,
     quick: bool,
     output: Path,
 ) -> None:
@@ -297,6 +309,8 @@ def bench(
         pattern,
         rounds,
         peers,
+        threads,
+        isa,
         on_row=lambda name: click.echo(name, err=True),
     )
     for name, reason in report["skipped"].items():

@@ -15,7 +15,7 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def peak_extra(codec: str, n: int) -> tuple[int, int]:
+def peak_extra(codec: str, n: int, threads: int = 1) -> tuple[int, int]:
     """Return the peak in bytes beyond the start's, and the length of the payload.
 
     Raises
@@ -23,7 +23,7 @@ def peak_extra(codec: str, n: int) -> tuple[int, int]:
     OSError
         If that process ends badly, as where the system does not say.
     """
-    command = [sys.executable, "-m", "fedcodec.bench.memory", codec, str(n)]
+    command = [sys.executable, "-m", "fedcodec.bench.memory", codec, str(n), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OSError(done.stderr.rpartition("\n")[0].rpartition("\n")[2])
@@ -39,9 +39,10 @@ def _resident(field: str) -> int:
     raise OSError(f"{_STATUS} has no {field}")
 
 
-def _main(text: str, n: int) -> None:
+def _main(text: str, n: int, threads: int) -> None:
     import fedcodec as fc
 
+    fc.set_num_threads(threads)
     update, codec = values("student-t", n), fc.parse(text)
     codec.encode(update[:1000])  # what is loaded and built on first use stays out of it
     _CLEAR.write_text("5")  # the peak begins anew
@@ -51,4 +52,4 @@ def _main(text: str, n: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    _main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -42,13 +42,18 @@ def markdown(run: Record) -> str:
         "R is a pass that reads the float32 values, M a copy of them by NumPy.",
     ]
     for heading, found in _groups(run):
-        lines += ["", f"### {heading}", "", _header()]
-        lines += [_line(row) for row in found]
+        lines += ["", f"### {heading}", "", _header(run, found[0])]
+        lines += [_line(run, row) for row in found]
     if run["memory"]:
-        lines += ["", "### Peak memory", "", "| what | values | beyond the start | payload |"]
-        lines.append("| --- | ---: | ---: | ---: |")
+        lines += [
+            "",
+            "### Peak memory",
+            "",
+            "| what | values | threads | beyond the start | payload |",
+        ]
+        lines.append("| --- | ---: | ---: | ---: | ---: |")
     for row in run["memory"]:
-        sizes = f"{row['values']:,} | {row['extra_bytes']:,} B | {row['payload_bytes']:,} B"
+        sizes = f"{row['values']:,} | {row['threads']} | {row['extra_bytes']:,} B | {row['payload_bytes']:,} B"
         lines.append(f"| {_cell(row['name'])} | {sizes} |")
     if run["skipped"]:
         lines += ["", "Not measured:", ""]
@@ -65,16 +70,26 @@ def _groups(run: Record) -> Iterator[tuple[str, list[Record]]]:
     yield from groups.items()
 
 
-def _header() -> str:
-    return (
-        "| what | time | a second | roof | time/roof | time/R | time/M | others: their time over ours |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
-    )
+def _header(run: Record, row: Record) -> str:
+    cells = ["what", "time", "a second", "roof", "time/roof", "time/R", "time/M"]
+    cells += [*_varied(run, row), "others: their time over ours"]
+    return f"| {' | '.join(cells)} |\n| --- |{(len(cells) - 2) * ' ---: |'} --- |"
 
 
-def _line(row: Record) -> str:
-    others = [f"{name} {ratio:.2g}x" for name, (_, ratio) in row["peers"].items()]
-    others += [f"({name} {ratio:.2g}x)" for name, (_, ratio) in row["beside"].items()]
+def _varied(run: Record, row: Record) -> dict[str, float]:
+    """Return the columns of the variants by their headings: what threads gain, and what an instruction set costs."""
+    over = {name: ratio for name, (_, ratio) in row["variants"].items()}
+    threads, isa, columns = f"{run['threads']} threads", run["isa"], {}
+    if threads in over:
+        columns[f"time/{threads}"] = 1 / over[threads]
+    if isa in over:
+        columns[f"{isa}/time"] = over[isa]
+    return columns
+
+
+def _line(run: Record, row: Record) -> str:
+    others = [f"{name} {_times(ratio)}" for name, (_, ratio) in row["peers"].items()]
+    others += [f"({name} {_times(ratio)})" for name, (_, ratio) in row["beside"].items()]
     roof = row["roof_seconds"]
     bytes_moved = row["unit"] == "B"
     factor, unit = (1e9, "GB") if bytes_moved else (1e6, f"M {row['unit']}")
@@ -86,6 +101,7 @@ def _line(row: Record) -> str:
         "" if roof is None else f"{row['over_roof']:.2f}",
         f"{row['over_read']:.2f}",
         f"{row['over_copy']:.2f}",
+        *(f"{ratio:.2f}" for ratio in _varied(run, row).values()),
         ", ".join(others),
     ]
     return f"| {' | '.join(map(_cell, cells))} |"
@@ -93,6 +109,10 @@ def _line(row: Record) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.2g}x"
 
 
 def _time(seconds: float) -> str:
@@ -105,9 +125,9 @@ def draw(path: Path, run: Record) -> None:
 
     found = [row for row in run["rows"] if row["roof_seconds"] and row["kind"] != "layout"]
     found = found or [row for row in run["rows"] if row["roof_seconds"]]
+    found = [row for row in found if row["distribution"] == found[0]["distribution"]]
     most = max((row["values"] for row in found), default=0)
     found = [row for row in found if row["values"] == most]
-    found = [row for row in found if row["distribution"] == found[0]["distribution"]]
     found = [row for row in found if row["name"] in HEADLINES] or found
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
