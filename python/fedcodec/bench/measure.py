@@ -93,7 +93,7 @@ def check(case: Case, variants: Variants = _NONE) -> None:
     for within in (nullcontext, *variants.values()):
         with within():
             if not _equal(_outcome(case), expected):
-                where = f"{ops.active()} on {fc.get_num_threads()} threads"
+                where = f"{ops.active()} (threads: {fc.get_num_threads()})"
                 raise AssertionError(f"{where} gives another result than the reference")
 
 

@@ -130,7 +130,7 @@ def _memory(
     for codec in CODECS:
         name = f"memory of encode {codec}"
         for threads in counts if re.search(pattern, name) else ():
-            on_row(f"{name}, {threads} threads")
+            on_row(f"{name}, threads: {threads}")
             try:
                 extra, payload = memory.peak_extra(codec, n, threads)
             except OSError as error:
