@@ -5,7 +5,7 @@
 #include "ops.h"
 #include "roof.h"
 
-PYBIND11_MODULE(_native, m) {
+PYBIND11_MODULE(_native, m, pybind11::mod_gil_not_used()) {
   m.doc() = "fedcodec's kernels (submodule ops) the calls that fuse them, and roofs.";
   fedcodec::bindings::bind_body(m);
   fedcodec::bindings::bind_ops(m);
