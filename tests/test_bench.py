@@ -228,6 +228,13 @@ def test_peak_memory_sees_what_native_code_allocates(threads):
     assert payload - 2**20 < extra < 3 * payload
 
 
+def test_peak_memory_sees_what_is_allocated_from_freed_memory():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("read from /proc")
+    extra, payload = memory.peak_extra("topk(0.01) | int8", 8_000_000)
+    assert extra > payload
+
+
 # --- reports --------------------------------------------------------------------------------------
 
 PATTERN = r"^(?!.*(ResNet|memory of encode (?!raw)))"
