@@ -120,11 +120,16 @@ def test_a_variant_ends_with_an_error_too(within):
     assert (ops.active(), fc.get_num_threads()) == before
 
 
-def test_patience_ends():
-    impatient, patient = Timed(lambda: None, patience=0), Timed(lambda: None)
-    time_in_turn([impatient, patient], rounds=4)
-    assert len(impatient.seconds) == 1
-    assert len(patient.seconds) == 4
+def test_patience_ends(monkeypatch):
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(measure, "SHORT_SECONDS", 0)
+    seconds = itertools.count(0, 3)  # every call takes 3 s
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(seconds))
+    calls = []
+    all_timed = [Timed(partial(calls.append, patience), patience) for patience in (2, 5, 99)]
+    time_in_turn(all_timed, rounds=4)
+    assert [timed.seconds for timed in all_timed] == [[3], [3, 3], [3, 3, 3, 3]]
+    assert [calls.count(patience) for patience in (2, 5, 99)] == [2, 4, 6]
 
 
 def test_ratios_are_taken_within_a_round():

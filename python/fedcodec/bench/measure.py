@@ -173,10 +173,15 @@ class Timed:
         self._number, self._short = 1, False
 
     def warm_up(self) -> None:
-        """Run once for caches and compilers, and once to learn how many calls a timing needs."""
+        """Run once for caches and compilers, and once to learn how many calls a timing needs.
+
+        Where that takes all patience, it is the only timing.
+        """
         with self._within():
             self._run()
         self.time()
+        if self.seconds[0] > self._patience:
+            return
         seconds = self.seconds.pop()
         self._number = 1 + int(LEAST_SECONDS / max(seconds, 1e-7))
         self._short = seconds < SHORT_SECONDS
