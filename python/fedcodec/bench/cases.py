@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -416,7 +417,9 @@ def _add(values: Float32, text: str) -> Case:
 
 def _feedback(values: Float32, whole: bool) -> Case:
     client = fc.ErrorFeedback(SPARSE_CODEC)
-    residual = np.zeros_like(values)
+    residual, pending = np.ones_like(values), np.ones_like(values)
+    roof = import_module("fedcodec._native").roof
+    in_place = partial(roof, values, residual, residual, "prefetched")
     settle = client.accept if whole else partial(client.reject, drop=True)
 
     def reset() -> None:
@@ -433,8 +436,9 @@ def _feedback(values: Float32, whole: bool) -> Case:
         values,
         run,
         (values, residual),
-        residual,
+        pending,  # an array of its own: `reject` may have the residual back
         peers.find("feedback", values, _kept(values)) if whole else {},
+        {"a pass that writes over the residual": in_place},
         reset=reset,
         outcome=lambda payload: (payload, client.residual),
     )
