@@ -95,7 +95,7 @@ constexpr size_t kRun = 16;  // neighbours that a sample takes: they share a lin
 constexpr uint64_t kRuns = 4096;
 constexpr uint64_t kFewToSample = 1 << 15;
 constexpr size_t kStretch = 1 << 14;  // elements between two looks at the room left
-constexpr uint64_t kSlack = 1 << 16;
+constexpr uint64_t kSlack = 1 << 13;
 constexpr uint64_t kManyTies = 1 << 6;  // of a sample
 
 // Some thousand runs all over the flat space, at uneven distances: rows of a matrix have even ones.
@@ -172,16 +172,21 @@ class Candidates {
     kept_.size =
         refine(kernels_, cut.key, cut.ties, kept_.positions.get(), kept_.values.get(), kept_.size);
   }
-  void copy_to(uint32_t* positions, Float* values) const {
-    std::copy_n(kept_.positions.get(), kept_.size, positions);
-    std::copy_n(kept_.values.get(), kept_.size, values);
+  void move_positions(uint32_t* to) {
+    std::copy_n(kept_.positions.get(), kept_.size, to);
+    kept_.positions.reset();
+  }
+  void move_values(Float* to) {
+    std::copy_n(kept_.values.get(), kept_.size, to);
+    kept_.values.reset();
   }
   Selection<Float> take() { return std::move(kept_); }
 
  private:
   void reserve(uint64_t room) {
     Selection<Float> larger = {buffer<uint32_t>(room), buffer<Float>(room), kept_.size};
-    copy_to(larger.positions.get(), larger.values.get());
+    move_positions(larger.positions.get());
+    move_values(larger.values.get());
     kept_ = std::move(larger);
     room_ = room;
   }
@@ -237,13 +242,13 @@ class Shortlist {
   Selection<Float> take() {
     if (size() > k_) cut();
     if (found_.size() == 1) return found_[0].take();
-    const size_t m = size();
-    Selection<Float> all = {buffer<uint32_t>(m), buffer<Float>(m), m};
     std::vector<uint64_t> offsets(found_.size());
     for (size_t i = 1; i < found_.size(); ++i) offsets[i] = offsets[i - 1] + found_[i - 1].size();
-    for_each([&](size_t i) {
-      found_[i].copy_to(all.positions.get() + offsets[i], all.values.get() + offsets[i]);
-    });
+    // One after the other, for the sake of the peak of memory.
+    Selection<Float> all = {buffer<uint32_t>(size()), nullptr, size()};
+    for_each([&](size_t i) { found_[i].move_positions(all.positions.get() + offsets[i]); });
+    all.values = buffer<Float>(all.size);
+    for_each([&](size_t i) { found_[i].move_values(all.values.get() + offsets[i]); });
     return all;
   }
 

@@ -175,6 +175,20 @@ void count_digits_f64(const double* x, size_t n, uint64_t prefix, unsigned shift
   count_digits<uint64_t>(x, n, prefix, shift, bins);
 }
 
+#if defined(FEDCODEC_LANES)
+// The lowest of these bits, as many as are left, which are counted down.
+unsigned first_ties(unsigned equal, uint64_t& left) {
+  const uint64_t all = static_cast<uint64_t>(popcount(equal));
+  if (left >= all) {
+    left -= all;
+    return equal;
+  }
+  unsigned taken = 0;
+  for (; left != 0; --left, equal &= equal - 1) taken |= equal & (0 - equal);
+  return taken;
+}
+#endif
+
 // Calls make(start, length) before those elements of x are read.
 template <class Float, class Key, class Make>
 size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t first,
@@ -215,14 +229,9 @@ size_t compact(const Float* x, size_t n, Key threshold, uint64_t* ties, uint32_t
     make(i, L::kCount);
     const auto keys = L::keys(x + i);
     unsigned chosen = L::above(keys, threshold);
-    unsigned equal = L::equal(keys, threshold);
+    const unsigned equal = L::equal(keys, threshold);
     if ((chosen | equal) == 0) continue;
-    if (left >= L::kCount) {
-      chosen |= equal;
-      left -= static_cast<uint64_t>(popcount(equal));
-    } else {
-      for (; equal != 0 && left != 0; equal &= equal - 1, --left) chosen |= equal & (0 - equal);
-    }
+    chosen |= first_ties(equal, left);
     L::compress(chosen, x + i, first + static_cast<uint32_t>(i), positions + kept, values + kept);
     kept += static_cast<size_t>(popcount(chosen));
   }
@@ -288,8 +297,9 @@ size_t refine(Key threshold, uint64_t ties, uint32_t* positions, Float* values, 
 #if defined(FEDCODEC_LANES)
   using L = Lanes<Float>;
   // Whole vectors are stored, over what was read before.
-  for (; ties == 0 && i + L::kCount <= n; i += L::kCount) {
-    const unsigned chosen = L::above(L::keys(values + i), threshold);
+  for (; i + L::kCount <= n; i += L::kCount) {
+    const auto keys = L::keys(values + i);
+    const unsigned chosen = L::above(keys, threshold) | first_ties(L::equal(keys, threshold), ties);
     L::compress_pairs(chosen, positions + i, values + i, positions + kept, values + kept);
     kept += static_cast<size_t>(popcount(chosen));
   }
