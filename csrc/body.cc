@@ -164,7 +164,9 @@ uint64_t check_sparse(const Kernels& kernels, Reader& reader, uint64_t n) {
 void unpack_sparse(const Kernels& kernels, Reader reader, uint64_t n, int64_t* positions) {
   const IndexSet set = read_tiles(kernels, reader, n);
   Positions all(kernels);
-  all.reserve(set);
+  Room room;
+  room.add(set);
+  all.reserve(room);
   all.for_each(set, 0, n, [&](uint64_t base, const uint32_t* from, size_t count) {
     for (size_t i = 0; i < count; ++i) *positions++ = static_cast<int64_t>(base + from[i]);
   });

@@ -101,6 +101,37 @@ def test_any_number_of_threads_gives_the_same_bytes(text, dtype):
 
 
 @native_backend
+@pytest.mark.parametrize(
+    "text",
+    [
+        'rules(topk(0.1); "w" = int8)',
+        'rules(randomk(0.1); "w" = raw)',
+        'threshold(value=0.5, scope="tensor") | ternary',
+        'residual(topk(0.02, scope="tensor"); int8)',
+        'rules(residual(topk(0.1); sign); "w" = topk(0.2))',
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_small_group_before_a_large_one(text, dtype):
+    rng = np.random.default_rng(2)
+    sizes = {"tiny": 1000, "small": 200_000, "w": 400_000}
+    update = {name: rng.standard_t(4, size).astype(dtype) for name, size in sizes.items()}
+
+    def run():
+        feedback = fc.ErrorFeedback(text)
+        payload = feedback.encode(update)
+        feedback.accept()
+        total = fc.Aggregator(like=update)
+        total.add(payload)
+        return [payload, fc.decode(payload), fc.decode(payload, like=update), total.mean()]
+
+    one, *others = on_threads(run)
+    for other in others:
+        assert other[0] == one[0]
+        assert all(map(testing.same, other[1:], one[1:]))
+
+
+@native_backend
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_channels_of_any_axis(axis):
     update = {"conv": large()["conv"]}
@@ -361,6 +392,10 @@ def test_a_fork_has_threads_of_its_own():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""),
+    reason="the sanitizer's allocator does not survive a fork while others allocate",
+)
 @native_backend
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_in_the_middle_of_another_threads_call():
@@ -477,3 +512,21 @@ def test_kernels_name_the_first_wrong_element(call):
             call(values)
 
     on_threads(run)
+
+
+@linux
+@native_backend
+def test_daemon_threads_at_work_do_not_spoil_the_exit():
+    code = """
+import threading, time, numpy as np, fedcodec as fc
+update, codec = np.ones(900_000, np.float32), fc.parse("topk(0.05) | int8")
+def encode():
+    while True:
+        codec.encode(update)
+for _ in range(4):
+    threading.Thread(target=encode, daemon=True).start()
+time.sleep(0.2)
+print("end")
+"""
+    for number in "13":
+        assert report(code, FEDCODEC_NUM_THREADS=number) == "end"

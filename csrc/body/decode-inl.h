@@ -49,6 +49,12 @@ class Decoder {
         own_(std::make_unique<Workspace>(plan.kernels)),
         idle_{own_.get()} {}
 
+  // For every set so far, in every workspace: whichever is taken serves.
+  void reserve(const IndexSet& set) {
+    room_.add(set);
+    for (Workspace* workspace : idle_) workspace->positions.reserve(room_);
+  }
+
   Scratch& scratch() { return own_->scratch; }
   Positions& positions() { return own_->positions; }
 
@@ -83,7 +89,7 @@ class Decoder {
     }
     for (const ParsedGroup& group : parsed.groups) {
       if (surely_finite(group.values.bound, group.group.members)) continue;
-      positions().reserve(group.kept);
+      reserve(group.kept);
       write_group(group, sink);
     }
   }
@@ -174,7 +180,7 @@ class Decoder {
       others_.push_back(std::make_unique<Workspace>(kernels_));
       idle_.push_back(others_.back().get());
     }
-    for (Workspace* workspace : idle_) workspace->positions.reserve(group.kept);
+    reserve(group.kept);
   }
 
   void write_group(const ParsedGroup& group, Sink& sink) {
@@ -259,6 +265,7 @@ class Decoder {
   std::vector<std::unique_ptr<Workspace>> others_;
   std::mutex taking_;
   std::vector<Workspace*> idle_;
+  Room room_;
   // Of all segments' residuals, for a copy each would be segments times tensors.
   std::vector<Tensor> sums_, seconds_;
 };

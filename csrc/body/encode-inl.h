@@ -354,7 +354,7 @@ class Encoder {
 
   template <class F>
   void for_each_position(const IndexSet& set, Dealer& dealer, F&& f) {
-    decoder_.positions().reserve(set);
+    decoder_.reserve(set);
     decoder_.positions().for_each(set, 0, set.n,
                                   [&](uint64_t base, uint32_t* positions, size_t count) {
                                     dealer.deal(base, positions, count, f);

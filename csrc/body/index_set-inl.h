@@ -390,17 +390,27 @@ IndexSet read_index_set(const Kernels& kernels, const Select& select, Reader& in
   }
 }
 
-// Room for one window of positions and for the largest coded set of a tile.
+// One window of positions, and the largest coded set of a tile.
+struct Room {
+  bool window = false;
+  uint64_t coded = 0;
+
+  void add(const IndexSet& set) {
+    window |= set.kind != IndexSet::Kind::kAll;
+    coded = std::max(coded, set.largest);
+  }
+};
+
 class Positions {
  public:
   explicit Positions(const Kernels& kernels) : kernels_(kernels) {}
 
   // All that `for_each` allocates.
-  void reserve(const IndexSet& set) {
-    if (set.kind != IndexSet::Kind::kAll && !window_) window_ = buffer<uint32_t>(kWindow);
-    if (set.largest > capacity_) {
-      coded_ = buffer<uint32_t>(set.largest);
-      capacity_ = set.largest;
+  void reserve(const Room& room) {
+    if (room.window && !window_) window_ = buffer<uint32_t>(kWindow);
+    if (room.coded > capacity_) {
+      coded_ = buffer<uint32_t>(room.coded);
+      capacity_ = room.coded;
     }
   }
 
