@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import signal
 import threading
 import time
 import tracemalloc
@@ -28,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedcodec as fc
-from fedcodec import pipeline
+from fedcodec import ops, pipeline
 
 pytestmark = pytest.mark.native
 
@@ -1010,12 +1011,11 @@ def test_what_is_taken_while_a_thread_adds_is_whole(monkeypatch, take):
     server = fc.Aggregator(like=ones)
 
     def amid(*args):
-        bounds = accumulate(*args)
+        accumulate(*args)
         if not threads:  # the sums are written, the weight is not
             threads.append(threading.Thread(target=lambda: taken.append(take(server))))
             threads[0].start()
             threads[0].join(0.2)
-        return bounds
 
     monkeypatch.setattr(pipeline, "accumulate", amid)
     server.add(payload)
@@ -1059,3 +1059,71 @@ def test_sums_without_like_stay_within_the_limits():
     with pytest.raises(fc.DecodeError, match="the sums take 8388608 bytes"):
         fc.Aggregator(limits=fc.Limits(max_bytes=1 << 20)).add(payload)
     fc.Aggregator(limits=fc.Limits(max_bytes=1 << 23)).add(payload)
+
+
+# --- interrupts: what a signal's handler raises while a payload is added ---------------------------
+
+LOSSLESS = fc.parse('rules(int8 | zstd; "b" = raw | zstd)')
+TWO = {"a": np.ones(3, np.float32), "b": np.ones(2, np.float32)}
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("codec", [fc.Raw(), LOSSLESS])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_add_that_is_interrupted_is_whole(monkeypatch, codec, times):
+    payload, server, run, calls = codec.encode(TWO), fc.Aggregator(like=TWO), pipeline._Job.run, []
+
+    def interrupted(job, name, *arguments):
+        result = run(job, name, *arguments)
+        if name == "accumulate" and arguments[3:4] != (True,):
+            calls.append(name)
+            if len(calls) == times:
+                raise Interrupted
+        return result
+
+    monkeypatch.setattr(pipeline._Job, "run", interrupted)
+    if codec is LOSSLESS or times == 1:
+        with pytest.raises(Interrupted):
+            server.add(payload, weight=3)
+    else:
+        server.add(payload, weight=3)
+    monkeypatch.undo()
+    assert (server.count, server.weight) == (1, 3.0)
+    server.add(codec.encode({name: 2 * x for name, x in TWO.items()}), weight=1)
+    assert_same(server.mean()["a"], np.full(3, 1.25, np.float32))
+    assert_same(server.mean()["b"], np.full(2, 1.25, np.float32))
+    twin = fc.Aggregator(like=TWO)
+    twin.load_state_dict(server.state_dict())
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.skipif(
+    ops.active() == "reference", reason="NumPy may be interrupted between two tensors"
+)
+def test_a_signal_leaves_no_add_half_done():
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("handlers run in the main thread")
+
+    def raises(*_):
+        raise Interrupted
+
+    ones = np.ones(2_000_000, np.float32)
+    payload = fc.Raw().encode(ones)
+    before = signal.signal(signal.SIGALRM, raises)
+    try:
+        for i in range(30):
+            server = fc.Aggregator(like=ones)
+            signal.setitimer(signal.ITIMER_REAL, 0.0002 * (i + 1))
+            try:
+                server.add(payload)
+            except Interrupted:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            sums = server.state_dict()["sums"][0]
+            assert sums[0] == sums[-1] == server.count == server.weight
+    finally:
+        signal.signal(signal.SIGALRM, before)

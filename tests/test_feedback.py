@@ -783,3 +783,40 @@ def test_a_bad_state_is_refused_and_changes_nothing(changes, message):
     with pytest.raises(TypeError, match="state is a list"):
         client.load_state_dict(list(before.items()))
     assert_states(client.state_dict(), before)
+
+
+# --- what fails or is interrupted while it is settled ----------------------------------------------
+
+
+@pytest.mark.parametrize("error", [fc.DecodeError("no memory"), KeyboardInterrupt()])
+def test_an_accept_that_fails_leaves_the_payload_pending(monkeypatch, error):
+    client, update = fc.ErrorFeedback("topk(0.5)"), np.array([1, 2], np.float32)
+
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        payload = client.encode(update)
+        patch.setattr(pipeline, "accumulate", fails)
+        with pytest.raises(type(error)):
+            client.accept()
+    assert client.pending
+    client.accept()
+    assert_same(fc.decode(payload) + client.residual, update)
+
+
+def test_an_accept_that_is_interrupted_once_it_has_subtracted_is_done(monkeypatch):
+    client, update = fc.ErrorFeedback("topk(0.5)"), np.array([1, 2], np.float32)
+    accumulate = pipeline.accumulate
+
+    def interrupted(*arguments):
+        accumulate(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        payload = client.encode(update)
+        patch.setattr(pipeline, "accumulate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.accept()
+    assert not client.pending
+    assert_same(fc.decode(payload) + client.residual, update)

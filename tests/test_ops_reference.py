@@ -594,6 +594,22 @@ def test_out_may_be_an_input():
     assert np.array_equal(ops.apply_mask(x, x > 0, out=x), masked)
 
 
+def test_what_is_added_may_share_memory_with_the_sum(isa):
+    values = np.arange(1, 12, dtype=np.float32)
+    shared = values.copy()
+    ops.accumulate(shared[1:], shared[:-1], 0.5)
+    np.testing.assert_array_equal(shared[1:], values[1:] + 0.5 * values[:-1])
+    shared = values.copy()
+    ops.accumulate_sparse(shared, np.arange(1, 11), shared[:-1], 2)
+    np.testing.assert_array_equal(shared[1:], values[1:] + 2 * values[:-1])
+    shared = values.copy()
+    ops.scatter(np.arange(1, 11), shared[:-1], shared)
+    np.testing.assert_array_equal(shared[1:], values[:-1])
+    shared = values.copy()
+    ops.accumulate_codes(shared[:4], np.ones(4, np.int8), shared[3:4], 8, 4, 1, 1)
+    np.testing.assert_array_equal(shared[:4], values[:4] + 4)
+
+
 def test_an_unusable_backend_named_from_outside(monkeypatch):
     monkeypatch.setattr(ops, "_backend", None)
     monkeypatch.setenv("FEDCODEC_ISA", "sse9")

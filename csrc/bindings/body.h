@@ -458,8 +458,8 @@ class Decoder : public Body {
 
   std::pair<double, double> accumulate(const py::object& payload, const py::object& start,
                                        const py::object& stop, const py::object& accumulators,
-                                       double weight, std::pair<double, double> bounds,
-                                       bool dry) const {
+                                       double weight, std::pair<double, double> bounds, bool dry,
+                                       std::optional<py::list> ledger) const {
     if (!std::isfinite(static_cast<float>(weight)))
       throw py::value_error("the weight is not a finite float32");
     const Stretch body(payload, start, stop);
@@ -469,7 +469,9 @@ class Decoder : public Body {
       return accumulate_body(plan(kernels, sums), body.data(), body.start(), body.stop(), weight,
                              {bounds.first, bounds.second}, dry);
     });
-    return {after.f32, after.f64};
+    const std::pair<double, double> bounds_after = {after.f32, after.f64};
+    if (!dry && ledger) ledger->append(bounds_after);
+    return bounds_after;
   }
 
  private:
@@ -578,7 +580,7 @@ inline void bind_body(py::module_& m) {
            py::arg("arrays") = py::none())
       .def("accumulate", &Decoder::accumulate, py::arg("payload"), py::arg("start"),
            py::arg("stop"), py::arg("accumulators"), py::arg("weight"), py::arg("bounds"),
-           py::arg("dry") = false);
+           py::arg("dry") = false, py::arg("ledger") = py::none());
   m.def("describe", describe, py::arg("items"), py::arg("source") = py::none(),
         py::arg("writable") = false);
   m.def("arrays_over", arrays_over, py::arg("capsules"));

@@ -6,6 +6,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -41,12 +42,31 @@ inline const Kernels& kernels_in_use() {
   return *table;
 }
 
+// Lets others have the GIL. At the end of the interpreter a thread that asks for it back is unwound
+// or kept waiting, as versions differ; here it always waits, for C++ destructors cannot be unwound.
+class ReleasedGil {
+ public:
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // Runs body(kernels) as all tensor-sized work runs: without the GIL and in the default
 // floating-point mode.
 template <class Body>
 auto compute(Body body) {
   const Kernels& kernels = kernels_in_use();
-  const py::gil_scoped_release released;
+  const ReleasedGil released;
   const DefaultFloatEnv env;
   return body(kernels);
 }

@@ -7,6 +7,7 @@
 
 #include "arrays.h"
 #include "fedcodec/kernels.h"
+#include "ops.h"
 
 namespace fedcodec::bindings {
 
@@ -45,7 +46,7 @@ inline unsigned roof(const py::object& first, const py::object& second, const py
   if (!out.writable) throw py::value_error("out is read-only");
   const Store way = to_store(store);
   const Kernels& kernels = best_kernels();
-  const py::gil_scoped_release released;
+  const ReleasedGil released;
   return kernels.roof(a.data, a.size, b.data, b.size, out.data, out.size, way);
 }
 

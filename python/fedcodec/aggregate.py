@@ -132,10 +132,16 @@ class Aggregator(Locked):
                 f"the payload's base is {_hex(decoded.base)}, not {_hex(self._base)}"
             )
         sums = self._sums if self._spec is not None else self._first_sums(decoded)
-        self._bounds = pipeline.accumulate(decoded, sums, weight, self._bounds)
-        self._spec, self._sums, self._base = decoded.spec, sums, decoded.base
-        self.count += 1
-        self.weight += weight
+        ledger: list[tuple[float, float]] = []
+        try:
+            pipeline.accumulate(decoded, sums, weight, self._bounds, ledger)
+        finally:  # whatever a signal's handler raises, what was added is counted
+            if ledger:
+                for narrow, wide in ledger:
+                    self._bounds = max(self._bounds[0], narrow), max(self._bounds[1], wide)
+                self._spec, self._sums, self._base = decoded.spec, sums, decoded.base
+                self.count += 1
+                self.weight += weight
 
     def merge(self, other: Aggregator) -> None:
         """Add the sum of another aggregator, which stays as it is; threads may be adding to both.

@@ -616,12 +616,14 @@ class Decoder:
         weight: float,
         bounds: tuple[float, float],
         dry: bool = False,
+        ledger: list[tuple[float, float]] | None = None,
     ) -> tuple[float, float]:
         """Add `weight` times the decoded body to the accumulators.
 
         `bounds` are what the magnitudes in float32 and in float64 accumulators cannot exceed so far; the result is the
         same after this call. Tensors that are no floats go to float64 accumulators, which they cannot overflow, and are
-        not counted. `dry` adds nothing.
+        not counted. `dry` adds nothing. The result is also put at the end of `ledger` once all is added, where the
+        caller finds it if the handler of a signal raises before this returns.
         """
         tensors, ops = self._tensors, self._ops
         coded, exact = self._open(payload, start, stop)
@@ -647,4 +649,6 @@ class Decoder:
                 ops.accumulate_sparse(accumulators[i], positions, values, weight)
         for i, elements in exact.items():
             ops.accumulate(accumulators[i], elements.astype(np.float64), weight)
+        if ledger is not None:
+            ledger.append((after[0], after[1]))
         return after[0], after[1]

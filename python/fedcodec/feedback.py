@@ -142,8 +142,14 @@ class ErrorFeedback(Locked):
         RuntimeError
             If nothing is pending.
         """
-        pending = self._settle()
-        self._spare, self._residual = self._residual, self._without_sent(pending)
+        pending = self._required()
+        ledger: list[tuple[float, float]] = []
+        try:
+            self._subtract_sent(pending, ledger)
+        finally:  # whatever a signal's handler raises, what was subtracted is settled
+            if ledger:
+                self._spare, self._residual = self._residual, pending.compensated
+                self._pending = None
 
     @locked
     def reject(self, *, drop: bool = False) -> None:
@@ -159,11 +165,12 @@ class ErrorFeedback(Locked):
         RuntimeError
             If nothing is pending.
         """
-        pending = self._settle()
+        pending = self._required()
         if drop:
             self._spare = pending.compensated
         else:
             self._spare, self._residual = self._residual, pending.compensated
+        self._pending = None
 
     @locked
     def reset(self) -> None:
@@ -265,21 +272,19 @@ class ErrorFeedback(Locked):
             self._held = spec, shared
         return pipeline.prepare(payload, like=spec, shared=self._held[1], trust_base=True)
 
-    def _without_sent(self, pending: _Pending) -> Floats:
-        """Subtract what the payload decodes to, in place."""
+    def _subtract_sent(self, pending: _Pending, ledger: list[tuple[float, float]]) -> None:
+        """Subtract what the payload decodes to from what was encoded, in place."""
         decoded = self._prepared(pending.payload, cast(Spec, self._spec))
         sums = [
             np.zeros(tensor.size) if values is None else values
             for tensor, values in zip(decoded.spec.untied, pending.compensated, strict=True)
         ]
-        pipeline.accumulate(decoded, sums, -1.0, (0.0, 0.0))
-        return pending.compensated
+        pipeline.accumulate(decoded, sums, -1.0, (0.0, 0.0), ledger)
 
-    def _settle(self) -> _Pending:
+    def _required(self) -> _Pending:
         if self._pending is None:
             raise RuntimeError("no payload is pending")
-        pending, self._pending = self._pending, None
-        return pending
+        return self._pending
 
 
 def _empty(spec: Spec, make: Callable[..., Storage]) -> Floats:

@@ -245,18 +245,31 @@ def check(decoded: Decoded) -> None:
 
 
 def accumulate(
-    decoded: Decoded, accumulators: Sequence[Storage], weight: float, bounds: tuple[float, float]
-) -> tuple[float, float]:
+    decoded: Decoded,
+    accumulators: Sequence[Storage],
+    weight: float,
+    bounds: tuple[float, float],
+    ledger: list[tuple[float, float]],
+) -> None:
     """Add weight * values, or raise `DecodeError` and add nothing.
 
-    `bounds` are what the magnitudes in float32 and in float64 sums cannot exceed, before and returned after.
+    `bounds` are what the magnitudes in float32 and in float64 sums cannot exceed. If anything is in `ledger` then, all
+    was added, and its bounds hold for some of the sums each, even if the handler of a signal raised.
     """
-    after = bounds
-    for dry in (True, False) if len(decoded.jobs) > 1 else (False,):
+
+    def add(job: _Job, *options: Any) -> None:
+        job.run("accumulate", job.own(accumulators), weight, bounds, *options)
+
+    if len(decoded.jobs) > 1:
         for job in decoded.jobs:
-            narrow, wide = job.run("accumulate", job.own(accumulators), weight, bounds, dry)
-            after = max(after[0], narrow), max(after[1], wide)
-    return after
+            add(job, True)
+    try:
+        for job in decoded.jobs:
+            add(job, False, ledger)
+    except BaseException:
+        for job in decoded.jobs[len(ledger) :] if ledger else ():
+            add(job, False, ledger)
+        raise
 
 
 def decode(

@@ -364,6 +364,11 @@ def _target_of(
     return out.reshape(-1) if apart else None
 
 
+def _apart(target: Array, values: Array) -> Array:
+    """Return values that a kernel may read while it writes to the target."""
+    return values.copy() if np.may_share_memory(target, values) else values
+
+
 def _deliver(result: Array, out: Array | None, target: Array | None) -> Array:
     if out is None:
         return result
@@ -1133,7 +1138,7 @@ def widen(bits: npt.ArrayLike, dtype: str, *, out: Float32 | None = None) -> Flo
     Returns
     -------
     float32 array of n
-        Exact; infinity and not-a-number stay what they are.
+        Exact; infinity stays, and what is not a number stays none, whatever its bits.
 
     Examples
     --------
@@ -1301,8 +1306,8 @@ def scatter(positions: npt.ArrayLike, values: npt.ArrayLike, out: Array) -> None
     array([1., 5., 1.], dtype=float32)
     """
     target = _target("out", out)
-    flat = _flat("values", values, target.dtype)
-    places = _positions(positions, target.size)
+    flat = _apart(target, _flat("values", values, target.dtype))
+    places = _apart(target, _positions(positions, target.size))
     _sized("values", flat, places.size)
     backend().scatter(places, flat, target)
 
@@ -1331,7 +1336,7 @@ def accumulate(accumulator: Array, values: npt.ArrayLike, weight: float) -> None
     array([1.5, 2. ], dtype=float32)
     """
     target = _target("accumulator", accumulator)
-    flat = _values_for(target, values)
+    flat = _apart(target, _values_for(target, values))
     _sized("values", flat, target.size)
     backend().accumulate(target, flat, _weight(weight, target))
 
@@ -1361,8 +1366,8 @@ def accumulate_sparse(
     array([1., 1., 3.], dtype=float32)
     """
     target = _target("accumulator", accumulator)
-    flat = _values_for(target, values)
-    places = _positions(positions, target.size)
+    flat = _apart(target, _values_for(target, values))
+    places = _apart(target, _positions(positions, target.size))
     _sized("values", flat, places.size)
     backend().accumulate_sparse(target, places, flat, _weight(weight, target))
 
@@ -1400,13 +1405,13 @@ def accumulate_codes(
     """
     target = _target("accumulator", accumulator)
     bits = _integer("bits", bits, 2, 8)
-    flat = _codes(codes, bits)
+    flat = _apart(target, _codes(codes, bits))
     _sized("codes", flat, target.size)
     inner, channels = _grid(inner, channels, flat.size)
     backend().accumulate_codes(
         target,
         flat,
-        _scales(scales, bits, channels),
+        _apart(target, _scales(scales, bits, channels)),
         bits,
         inner,
         channels,
