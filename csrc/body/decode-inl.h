@@ -187,13 +187,12 @@ class Decoder {
     const uint64_t n = group.group.n;
     const Ranges ranges = sink.shareable() ? group.ranges : Ranges{n, n};
     run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
-      Workspace* const workspace = take_workspace();
+      const Lease lease(*this);
       if (group.kept.kind == IndexSet::Kind::kAll) {
-        write_dense(group, begin, end, sink, workspace->scratch);
+        write_dense(group, begin, end, sink, lease.workspace.scratch);
       } else {
-        write_sparse(group, begin, end, sink, *workspace);
+        write_sparse(group, begin, end, sink, lease.workspace);
       }
-      give_back(workspace);
     });
   }
 
@@ -204,11 +203,10 @@ class Decoder {
     Scratch& scratch = workspace.scratch;
     size_t unfinished = 0;
     uint64_t start = 0;  // of that member
-    while (start + tensors_[members[unfinished]].n <= begin)
-      start += size_of(members[unfinished++]);
+    while (start + size_of(members[unfinished]) <= begin) start += size_of(members[unfinished++]);
     scratch.written = begin - start;
     const auto finish = [&] {
-      const uint64_t n = tensors_[members[unfinished]].n;
+      const uint64_t n = size_of(members[unfinished]);
       sink.finish(members[unfinished], std::min(n, end - start), scratch);
       start += n;
       ++unfinished;
@@ -247,17 +245,26 @@ class Decoder {
 
   uint64_t size_of(size_t tensor) const { return tensors_[tensor].n; }
 
-  // As many as there are threads at work were prepared.
-  Workspace* take_workspace() {
-    const std::lock_guard lock(taking_);
-    Workspace* const workspace = idle_.back();
-    idle_.pop_back();
-    return workspace;
-  }
-  void give_back(Workspace* workspace) {
-    const std::lock_guard lock(taking_);
-    idle_.push_back(workspace);
-  }
+  // An idle workspace, until the lease ends: as many as there are threads at work were prepared.
+  struct Lease {
+    explicit Lease(Decoder& owner) : decoder(owner), workspace(take(owner)) {}
+    ~Lease() {
+      const std::lock_guard lock(decoder.taking_);
+      decoder.idle_.push_back(&workspace);
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+    static Workspace& take(Decoder& owner) {
+      const std::lock_guard lock(owner.taking_);
+      Workspace* const idle = owner.idle_.back();
+      owner.idle_.pop_back();
+      return *idle;
+    }
+
+    Decoder& decoder;
+    Workspace& workspace;
+  };
 
   const Kernels& kernels_;
   std::span<const Tensor> tensors_;
