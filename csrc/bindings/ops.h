@@ -254,8 +254,10 @@ py::tuple topk(const PartList<Float>& parts, uint64_t k) {
   Float* x = values.mutable_data();
   compute([&](const Kernels& kernels) {
     const Selection<Float> kept = fedcodec::topk(kernels, parts.get(), k, nullptr);
-    std::copy_n(kept.positions.get(), k, at);
-    std::copy_n(kept.values.get(), k, x);
+    in_ranges(k, [&](size_t i, size_t count) {
+      std::copy_n(kept.positions.get() + i, count, at + i);
+      std::copy_n(kept.values.get() + i, count, x + i);
+    });
     // What is not finite is larger than all others.
     if (k == 0 || !is_finite(max_key(kernels, x, k))) parts.require_finite(kernels);
   });
