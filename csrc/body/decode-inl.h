@@ -185,7 +185,8 @@ class Decoder {
 
   void write_group(const ParsedGroup& group, Sink& sink) {
     const uint64_t n = group.group.n;
-    const Ranges ranges = sink.shareable() ? group.ranges : Ranges{n, n};
+    const bool shared = sink.work(n, group.kept.kept) >= 2 * kLeastRange;
+    const Ranges ranges = shared ? group.ranges : Ranges{n, n};
     run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
       const Lease lease(*this);
       if (group.kept.kind == IndexSet::Kind::kAll) {

@@ -148,8 +148,9 @@ Values read_values(const Kernels& kernels, const Layout& layout, uint64_t m, Rea
 class Sink {
  public:
   virtual ~Sink() = default;
-  // Whether several threads may call it at once, each with elements and a scratch of its own.
-  virtual bool shareable() const { return false; }
+  // What n elements, of which some are kept, cost it, in elements that are only copied; 0 unless
+  // several threads may call it at once, each with elements and a scratch of its own.
+  virtual uint64_t work(uint64_t, uint64_t) const { return 0; }
   // After all that is put of elements [scratch.written, stop) of a tensor of which a group keeps
   // only some: the others are zero.
   virtual void finish(size_t, uint64_t, Scratch&) {}
@@ -194,7 +195,7 @@ class DecodeSink : public Sink {
   DecodeSink(const Kernels& kernels, std::span<const Tensor> tensors)
       : kernels_(kernels), tensors_(tensors) {}
 
-  bool shareable() const override { return true; }
+  uint64_t work(uint64_t n, uint64_t) const override { return n; }
 
   void finish(size_t tensor, uint64_t stop, Scratch& scratch) override {
     expand(tensor, 0, stop, nullptr, nullptr, 0, scratch);
@@ -251,7 +252,8 @@ class AccumulateSink : public Sink {
   AccumulateSink(const Kernels& kernels, std::span<const Tensor> tensors, double weight)
       : kernels_(kernels), tensors_(tensors), weight_(weight) {}
 
-  bool shareable() const override { return true; }
+  // Where few are kept the others cost nothing, but each of them a line of memory.
+  uint64_t work(uint64_t n, uint64_t kept) const override { return std::min(n, 8 * kept); }
 
   bool put_codes(size_t tensor, uint64_t at, const Values& values, size_t n,
                  Scratch& scratch) override {
