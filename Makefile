@@ -2,6 +2,8 @@ PYTHON ?= python3
 # Whatever pip takes: make demo TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= $(shell cat constraints.txt)
 PYTEST_ARGS ?=
+# Minutes of nvcc: with a GPU at hand, make build FEDCODEC_CUDA=ON.
+export FEDCODEC_CUDA ?= OFF
 BENCH_ARGS ?=
 MAKEFLAGS += --no-print-directory
 
@@ -11,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-build-isolation
 PYTEST := $(BIN)/python -m pytest -q -n auto tests $(PYTEST_ARGS)
 WORKFLOW := $(BIN)/cmake --workflow --preset
-CXX_SOURCES := $(shell find csrc tests/native -name '*.cc' -o -name '*.h')
+CXX_SOURCES := $(shell find csrc tests/native tests/cuda_emulator -name '*.cc' -o -name '*.h' -o -name '*.cu')
 
 .PHONY: demo test bench test-all test-native test-neon test-asan test-slow test-isa build lint tidy format clean
 

@@ -1,0 +1,89 @@
+// The CUDA runtime as csrc/cuda uses it: errors, memory, launches.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace fedcodec::cuda {
+
+// What the device, its driver or its memory refuses.
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void check(cudaError_t result, const char* what);
+
+// Memory of the current device from a pool that keeps what is given back, for one stream's use.
+// Freed with the workspace, when the stream gets there.
+class Workspace {
+ public:
+  explicit Workspace(cudaStream_t stream);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+
+  // Uninitialised, aligned to 256 bytes; not null for n = 0 either.
+  template <class T>
+  T* array(uint64_t n) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return static_cast<T*>(bytes(n, sizeof(T)));
+  }
+  template <class T>
+  T* zeros(uint64_t n) {
+    T* const made = array<T>(n);
+    check(cudaMemsetAsync(made, 0, n * sizeof(T), stream_), "clearing memory");
+    return made;
+  }
+  // A copy of what may change as soon as this returns.
+  template <class T>
+  T* upload(std::span<const T> from) {
+    T* const made = array<T>(from.size());
+    copy(made, from.data(), from.size_bytes(), cudaMemcpyHostToDevice);
+    return made;
+  }
+  template <class T>
+  T* upload(const std::vector<T>& from) {
+    return upload(std::span<const T>(from));
+  }
+
+  void copy(void* to, const void* from, uint64_t n_bytes, cudaMemcpyKind kind);
+  void synchronize();
+
+ private:
+  void* bytes(uint64_t n, size_t size);
+
+  cudaStream_t stream_;
+  cudaMemPool_t pool_;
+  std::vector<void*> held_;
+};
+
+// Blocks of so many threads, each of which takes one chunk of a tensor at most.
+constexpr unsigned kThreads = 256;
+constexpr unsigned kChunkElements = 4096;
+constexpr unsigned kPerThread = kChunkElements / kThreads;
+
+constexpr uint64_t chunks_of(uint64_t n) { return (n + kChunkElements - 1) / kChunkElements; }
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), uint64_t blocks, cudaStream_t stream,
+            Arguments... arguments) {
+  if (blocks == 0) return;
+  if (blocks > 0x7fffffffu) throw DeviceError("more blocks of threads than CUDA can launch");
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+        "launching a kernel");
+}
+
+}  // namespace fedcodec::cuda

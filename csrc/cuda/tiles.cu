@@ -1,0 +1,5 @@
+#include <cub/cub.cuh>
+
+#include "kernels.h"
+
+namespace fedcodec::cuda {}  // namespace fedcodec::cuda

@@ -1,0 +1,3 @@
+#include "cuda/kernels.h"
+
+int main() { return 0; }
