@@ -272,6 +272,11 @@ def test_philox(codec_seed: int, call_seed: int, first: int, n: int) -> None:
     check("philox", codec_seed, call_seed, first, n)
 
 
+@pytest.mark.parametrize("before", [1, 600, 1025])
+def test_philox_where_the_counters_upper_half_changes(before: int) -> None:
+    check("philox", 5, 7, 3 * 2**34 - before, 2000)
+
+
 @thorough
 @given(seeds, seeds, st.integers(0, 2**32 - 1))
 def test_draw_seed(codec_seed: int, call_seed: int, group: int) -> None:

@@ -11,7 +11,7 @@ struct Wide {
   static constexpr size_t kBlocks = 8;
   using V = __m512i;
   static V all(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
-  static V count() { return _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0); }
+  static V count() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); }
   static V add(V a, V b) { return _mm512_add_epi64(a, b); }
   static V multiply(V a, V b) { return _mm512_mul_epu32(a, b); }
   static V upper(V a) { return _mm512_srli_epi64(a, 32); }
@@ -22,14 +22,11 @@ struct Wide {
     c = _mm512_ternarylogic_epi64(upper(product), before, key, 0x96);
     before = product;
   }
-  static V join(V low, V high) {
-    return _mm512_mask_shuffle_epi32(low, 0xaaaa, high, _MM_PERM_CCAA);
-  }
-  static void store(V even, V odd, uint32_t* words) {
-    const V low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
-    const V high = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
-    _mm512_storeu_si512(words, _mm512_permutex2var_epi64(even, low, odd));
-    _mm512_storeu_si512(words + 16, _mm512_permutex2var_epi64(even, high, odd));
+  static void store(V c0, V c1, V c2, V c3, uint32_t* words) {
+    const V even = _mm512_mask_shuffle_epi32(c0, 0xaaaa, c1, _MM_PERM_CCAA);
+    const V odd = _mm512_mask_shuffle_epi32(c2, 0xaaaa, c3, _MM_PERM_CCAA);
+    _mm512_storeu_si512(words, _mm512_unpacklo_epi64(even, odd));
+    _mm512_storeu_si512(words + 16, _mm512_unpackhi_epi64(even, odd));
   }
 };
 #else
@@ -37,7 +34,7 @@ struct Wide {
   static constexpr size_t kBlocks = 4;
   using V = __m256i;
   static V all(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
-  static V count() { return _mm256_set_epi64x(3, 2, 1, 0); }
+  static V count() { return _mm256_set_epi64x(3, 1, 2, 0); }
   static V add(V a, V b) { return _mm256_add_epi64(a, b); }
   static V multiply(V a, V b) { return _mm256_mul_epu32(a, b); }
   static V upper(V a) { return _mm256_srli_epi64(a, 32); }
@@ -49,19 +46,18 @@ struct Wide {
     c = _mm256_xor_si256(upper(product), before);
     before = product;
   }
-  static V join(V low, V high) {
-    return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xaa);
-  }
-  static void store(V even, V odd, uint32_t* words) {
-    const V low = _mm256_unpacklo_epi64(even, odd);
-    const V high = _mm256_unpackhi_epi64(even, odd);
-    _mm256_storeu_si256(reinterpret_cast<V*>(words), _mm256_permute2x128_si256(low, high, 0x20));
-    _mm256_storeu_si256(reinterpret_cast<V*>(words + 8),
-                        _mm256_permute2x128_si256(low, high, 0x31));
+  static void store(V c0, V c1, V c2, V c3, uint32_t* words) {
+    constexpr int kEven = _MM_SHUFFLE(2, 0, 2, 0);
+    const __m256 first = _mm256_shuffle_ps(_mm256_castsi256_ps(c0), _mm256_castsi256_ps(c1), kEven);
+    const __m256 last = _mm256_shuffle_ps(_mm256_castsi256_ps(c2), _mm256_castsi256_ps(c3), kEven);
+    _mm256_storeu_ps(reinterpret_cast<float*>(words), _mm256_shuffle_ps(first, last, kEven));
+    _mm256_storeu_ps(reinterpret_cast<float*>(words + 8),
+                     _mm256_shuffle_ps(first, last, _MM_SHUFFLE(3, 1, 3, 1)));
   }
 };
 #endif
 
+// The words of kLanes counters, right as far as their upper halves are the first one's.
 void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32_t* words) {
   using V = Wide::V;
   constexpr size_t kChains = 4;  // independent ones hide the product's latency
@@ -81,8 +77,9 @@ void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32
     V c2[kChains];
     V c3[kChains];
     for (size_t i = 0; i < kChains; ++i) {
-      c0[i] = Wide::add(Wide::all(first_block + l + i * Wide::kBlocks), Wide::count());
-      c1[i] = Wide::upper(c0[i]);
+      c0[i] = Wide::add(Wide::add(Wide::all(first_block + l), Wide::count()),
+                        Wide::all(i * Wide::kBlocks));
+      c1[i] = Wide::all(first_block >> 32);  // one for all: half of two rounds is done once
       c2[i] = Wide::all(call_seed);
       c3[i] = Wide::all(call_seed >> 32);
     }
@@ -101,8 +98,7 @@ void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32
       }
     }
     for (size_t i = 0; i < kChains; ++i) {
-      Wide::store(Wide::join(c0[i], c1[i]), Wide::join(c2[i], c3[i]),
-                  words + 4 * (l + i * Wide::kBlocks));
+      Wide::store(c0[i], c1[i], c2[i], c3[i], words + 4 * (l + i * Wide::kBlocks));
     }
   }
 }
@@ -139,6 +135,14 @@ void philox_lanes(uint64_t key, uint64_t first_block, uint64_t call_seed, uint32
 #endif
 
 void random_words(Draw draw, size_t n, uint32_t* words) {
+  // Cut where the counters' upper half changes: philox_lanes takes it for one.
+  constexpr uint64_t kOneUpperHalf = uint64_t{4} << 32;
+  const uint64_t left = kOneUpperHalf - draw.first % kOneUpperHalf;
+  if (n > left) {
+    random_words(draw, left, words);
+    random_words({draw.codec_seed, draw.call_seed, draw.first + left}, n - left, words + left);
+    return;
+  }
   size_t i = 0;
   const auto partial = [&] {
     const Words block = philox(draw.codec_seed, (draw.first + i) >> 2, draw.call_seed);
