@@ -7,7 +7,6 @@
 #include "fedcodec/body.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -41,17 +40,6 @@ size_t item_size(Dtype dtype) {
       return 8;
   }
 }
-
-namespace {
-
-// In the arithmetic of the sums themselves: rounding keeps order, so a bound stays one.
-template <class T>
-double raised(double bound, double weight, double largest) {
-  const T added = static_cast<T>(std::abs(weight)) * static_cast<T>(largest);
-  return static_cast<double>(static_cast<T>(bound) + added);
-}
-
-}  // namespace
 
 size_t body_bound(const Plan& plan) {
   uint64_t bound = 0;
@@ -93,16 +81,9 @@ Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
                        double weight, Bounds bounds, bool dry) {
   Decoder decoder(plan);
   std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
-  LargestSink largest(plan.tensors);
-  for (ParsedSegment& segment : body) {
-    decoder.prepare(segment.coded);
-    decoder.measure(segment.coded, largest);
-  }
-  bounds.f32 = raised<float>(bounds.f32, weight, largest.found().f32);
-  bounds.f64 = raised<double>(bounds.f64, weight, largest.found().f64);
-  if (!std::isfinite(bounds.f32)) throw Malformed{"the sum could leave float32's range", start};
-  if (!std::isfinite(bounds.f64)) throw Malformed{"the sum could leave float64's range", start};
+  bounds = raised_bounds(plan, decoder, body, weight, bounds, start);
   if (dry) return bounds;
+  for (ParsedSegment& segment : body) decoder.prepare(segment.coded);
   AccumulateSink sink(plan.kernels, plan.tensors, weight);
   for (const ParsedSegment& segment : body) {
     decoder.write(segment.coded, sink);

@@ -94,12 +94,17 @@ class Decoder {
     }
   }
 
-  // What was prepared. One bound for several tensors serves where it is finite in all of them and
-  // their sums are of one type.
-  void measure(const Parsed& parsed, LargestSink& sink) {
-    if (!parsed.terms.empty() && !sink.take(parsed.floats, parsed.bound)) write(parsed, sink);
-    for (const ParsedGroup& group : parsed.groups) {
-      if (!sink.take(group.group.members, group.values.bound)) write_group(group, sink);
+  // One bound for several tensors serves where it is finite in all of them and their sums are of
+  // one type.
+  void measure(Parsed& parsed, LargestSink& sink) {
+    if (!parsed.terms.empty() && !sink.take(parsed.floats, parsed.bound)) {
+      prepare(parsed);
+      write(parsed, sink);
+    }
+    for (ParsedGroup& group : parsed.groups) {
+      if (sink.take(group.group.members, group.values.bound)) continue;
+      prepare(group);
+      write_group(group, sink);
     }
   }
 
@@ -314,6 +319,25 @@ std::vector<ParsedSegment> parse_body(const Plan& plan, Decoder& decoder, const 
   }
   in.finish("the body");
   return body;
+}
+
+// In the arithmetic of the sums themselves: rounding keeps order, so a bound stays one.
+template <class T>
+double raised(double bound, double weight, double largest) {
+  const T added = static_cast<T>(std::abs(weight)) * static_cast<T>(largest);
+  return static_cast<double>(static_cast<T>(bound) + added);
+}
+
+// The bounds of sums that a body is added to; throws Malformed where they could leave their range.
+Bounds raised_bounds(const Plan& plan, Decoder& decoder, std::vector<ParsedSegment>& body,
+                     double weight, Bounds bounds, size_t start) {
+  LargestSink largest(plan.tensors);
+  for (ParsedSegment& segment : body) decoder.measure(segment.coded, largest);
+  bounds.f32 = raised<float>(bounds.f32, weight, largest.found().f32);
+  bounds.f64 = raised<double>(bounds.f64, weight, largest.found().f64);
+  if (!std::isfinite(bounds.f32)) throw Malformed{"the sum could leave float32's range", start};
+  if (!std::isfinite(bounds.f64)) throw Malformed{"the sum could leave float64's range", start};
+  return bounds;
 }
 
 template <class T>

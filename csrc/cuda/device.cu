@@ -1,6 +1,8 @@
 #include "device.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <vector>
@@ -34,6 +36,16 @@ cudaMemPool_t pool_of_this_device() {
   return pool;
 }
 
+// Those not in use, never destroyed.
+struct Idle {
+  std::mutex mutex;
+  std::vector<uint8_t*> blocks;
+};
+Idle& idle() {
+  static auto* const only = new Idle;
+  return *only;
+}
+
 }  // namespace
 
 void check(cudaError_t result, const char* what) {
@@ -64,6 +76,59 @@ void* Workspace::bytes(uint64_t n, size_t size) {
 
 void Workspace::copy(void* to, const void* from, uint64_t n_bytes, cudaMemcpyKind kind) {
   if (n_bytes > 0) check(cudaMemcpyAsync(to, from, n_bytes, kind, stream_), "copying");
+}
+
+Pinned::Pinned() : data_(nullptr) {
+  {
+    const std::lock_guard lock(idle().mutex);
+    if (!idle().blocks.empty()) {
+      data_ = idle().blocks.back();
+      idle().blocks.pop_back();
+      return;
+    }
+  }
+  void* made = nullptr;
+  check(cudaHostAlloc(&made, kSize, cudaHostAllocDefault), "allocating pinned host memory");
+  data_ = static_cast<uint8_t*>(made);
+}
+
+Pinned::~Pinned() {
+  const std::lock_guard lock(idle().mutex);
+  idle().blocks.push_back(data_);
+}
+
+void Readback::add(void* to, const void* from, uint64_t n_bytes) {
+  if (n_bytes > 0)
+    copies_.push_back({static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), n_bytes});
+}
+
+void Readback::finish() {
+  for (size_t next = 0; next < copies_.size();) {
+    size_t used = 0;
+    std::vector<Copy> slices;  // to pinned memory and on
+    while (next < copies_.size() && used < Pinned::kSize) {
+      Copy& copy = copies_[next];
+      const size_t n = std::min<uint64_t>(Pinned::kSize - used, copy.n_bytes);
+      workspace_.copy(pinned_.data() + used, copy.from, n, cudaMemcpyDeviceToHost);
+      slices.push_back({copy.to, pinned_.data() + used, n});
+      copy = {copy.to + n, copy.from + n, copy.n_bytes - n};
+      used += n;
+      next += copy.n_bytes == 0;
+    }
+    workspace_.synchronize();
+    for (const Copy& slice : slices) std::memcpy(slice.to, slice.from, slice.n_bytes);
+  }
+  copies_.clear();
+}
+
+void to_device(void* to, const void* from, uint64_t n_bytes, const Pinned& by,
+               Workspace& workspace) {
+  for (uint64_t at = 0; at < n_bytes; at += Pinned::kSize) {
+    const size_t n = std::min<uint64_t>(Pinned::kSize, n_bytes - at);
+    if (at > 0) workspace.synchronize();
+    std::memcpy(by.data(), static_cast<const uint8_t*>(from) + at, n);
+    workspace.copy(static_cast<uint8_t*>(to) + at, by.data(), n, cudaMemcpyHostToDevice);
+  }
 }
 
 void Workspace::synchronize() { check(cudaStreamSynchronize(stream_), "running the kernels"); }

@@ -66,6 +66,46 @@ class Workspace {
   std::vector<void*> held_;
 };
 
+// Host memory that copies to and from the device need not go around, kept for the next call.
+class Pinned {
+ public:
+  static constexpr size_t kSize = size_t{8} << 20;
+
+  Pinned();
+  ~Pinned();
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+
+  uint8_t* data() const { return data_; }
+
+ private:
+  uint8_t* data_;
+};
+
+// Copies to any host memory, all with one synchronization if they fit into pinned memory.
+class Readback {
+ public:
+  explicit Readback(Workspace& workspace) : workspace_(workspace) {}
+
+  void add(void* to, const void* from, uint64_t n_bytes);
+  void finish();
+
+ private:
+  struct Copy {
+    uint8_t* to;
+    const uint8_t* from;
+    uint64_t n_bytes;
+  };
+
+  Workspace& workspace_;
+  Pinned pinned_;
+  std::vector<Copy> copies_;
+};
+
+// Copies from any host memory. The pinned memory is in use until the stream is synchronized.
+void to_device(void* to, const void* from, uint64_t n_bytes, const Pinned& by,
+               Workspace& workspace);
+
 // Blocks of so many threads, each of which takes one chunk of a tensor at most.
 constexpr unsigned kThreads = 256;
 constexpr unsigned kChunkElements = 4096;

@@ -81,6 +81,17 @@ template <class W>
 void write_kept(const Parts& parts, const uint32_t* const* bits, const KeptCounts& counts,
                 uint32_t* positions, W* values, uint32_t* not_finite, Workspace& workspace);
 
+// What the cut of the `counts[g]` largest keeps; sizes and counts are the host's.
+template <class W>
+struct Kept {
+  uint32_t* positions;
+  W* values;
+  uint64_t* begins;  // groups + 1
+};
+template <class W>
+Kept<W> topk(const Parts& parts, std::span<const uint64_t> sizes, std::span<const uint64_t> counts,
+             bool drop_zeros, uint32_t* not_finite, Workspace& workspace);
+
 // Raises *not_finite to 1 if an element is not finite.
 void check_finite(const Parts& parts, uint32_t* not_finite, Workspace& workspace);
 
@@ -231,5 +242,16 @@ void decode_sum(const void* first, const void* second, bool wide, const Target& 
                 Workspace& workspace);
 void accumulate_sum(const void* first, const void* second, bool wide, const Target& to,
                     double weight, Workspace& workspace);
+
+// acc += weight * value for n values, without alignment, of a dtype that is no float.
+void accumulate_exact(Dtype dtype, const uint8_t* bytes, uint64_t n, double weight, double* acc,
+                      Workspace& workspace);
+
+// acc += from, of float32, or float64 where they are wide.
+void merge_sums(const void* from, bool wide, uint64_t n, void* acc, Workspace& workspace);
+// The mean of such sums of that weight: rounded to a float dtype, to its largest value at most;
+// half to even and clipped to an integer dtype; for a bool true where it rounds to 1.
+void mean_of_sums(const void* sum, bool wide, uint64_t n, double weight, Dtype dtype, void* out,
+                  Workspace& workspace);
 
 }  // namespace fedcodec::cuda

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import arrays, dtypes, ops, pipeline
+from . import arrays, dtypes, gpu, ops, pipeline
 from .arrays import Storage
 from .digests import DIGEST_BYTES
-from .errors import BackendError, DecodeError, SpecMismatch
+from .errors import DecodeError, SpecMismatch
 from .limits import Limits
 from .shared import Shared
 from .spec import Spec, TensorSpec
@@ -47,8 +47,8 @@ class Aggregator(Locked):
         Of the sums of float tensors; those of float64 tensors are float64 always.
     shared : Shared, optional
         Masks, bases and rule tables that payloads name by digest.
-    device : {"cpu"}, optional
-        Where the sums live.
+    device : str, optional
+        Where the sums live: "cpu", the default, "cuda" or "cuda:1".
     limits : Limits, optional
         What the first payload may ask for where there is no `like`.
 
@@ -74,8 +74,7 @@ class Aggregator(Locked):
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}, it must be 'float32' or 'float64'")
-        if device not in (None, "cpu"):
-            raise BackendError(f"device {device!r}: the CUDA module is not built")
+        self._device = arrays.device_number(device)
         pipeline.require("limits", limits, Limits)
         pipeline.require("shared", shared, Shared)
         super().__init__()
@@ -84,7 +83,7 @@ class Aggregator(Locked):
         self._limits = limits
         self._framework = "numpy"
         self._spec: Spec | None = None
-        self._sums: list[Storage] = []
+        self._sums: list[Any] = []
         if like is not None:
             if isinstance(like, Spec):
                 self._spec = like
@@ -125,7 +124,11 @@ class Aggregator(Locked):
         """
         weight = self._checked(weight)
         decoded = pipeline.prepare(
-            payload, like=self._spec, limits=self._limits, shared=self._shared
+            payload,
+            like=self._spec,
+            limits=self._limits,
+            shared=self._shared,
+            backend=ops.backend() if self._device is None else ops.cuda_backend(),
         )
         if self.count and decoded.base != self._base:
             raise SpecMismatch(
@@ -178,7 +181,10 @@ class Aggregator(Locked):
         if other.count:
             self._base = other._base
         for ours, theirs in zip(self._sums, other._sums, strict=True):
-            ops.backend().accumulate(ours, theirs, 1.0)
+            if self._device is None:
+                ops.backend().accumulate(ours, _on_host(theirs), 1.0)
+            else:
+                ops.cuda_backend().merge(self._placed(_on_host(theirs)), ours)
         self._bounds = bounds
         self.count += other.count
         self.weight += other.weight
@@ -192,8 +198,8 @@ class Aggregator(Locked):
 
         Parameters
         ----------
-        framework : {"numpy", "torch", "jax"}, optional
-            By default that of `like`.
+        framework : {"numpy", "torch", "jax", "cupy"}, optional
+            By default that of `like`; where the sums are on a GPU the mean is too, in torch or CuPy.
 
         Raises
         ------
@@ -205,6 +211,13 @@ class Aggregator(Locked):
         arrays.require_framework(framework or self._framework)
         if self._spec is None or self.weight == 0:
             raise ValueError("nothing of positive weight was added")
+        if self._device is not None:
+            values, storage = arrays.empty_on_gpu(
+                self._spec, framework, self._framework, self._device
+            )
+            for total, out in zip(self._sums, storage, strict=True):
+                ops.cuda_backend().mean(total, self.weight, out)
+            return arrays.tied(self._spec, values)
         means = []
         with np.errstate(over="ignore"):
             for total, tensor in zip(self._sums, self._spec.untied, strict=True):
@@ -225,7 +238,7 @@ class Aggregator(Locked):
             "dtype": self.dtype,
             "framework": self._framework,
             "spec": None if self._spec is None else self._spec.encoded,
-            "sums": [total.copy() for total in self._sums],
+            "sums": [_on_host(total).copy() for total in self._sums],
             "count": self.count,
             "weight": self.weight,
             "bound": self._bounds[0],
@@ -261,7 +274,8 @@ class Aggregator(Locked):
         if not isinstance(sums, (list, tuple)) or len(sums) != len(tensors):
             raise ValueError("state: the sums are not those of the spec")
         sums = [
-            self._loaded(total, tensor, bounds) for total, tensor in zip(sums, tensors, strict=True)
+            self._placed(self._loaded(total, tensor, bounds))
+            for total, tensor in zip(sums, tensors, strict=True)
         ]
         if self._like is not None:
             if spec is None:
@@ -284,7 +298,7 @@ class Aggregator(Locked):
             raise ValueError(f"state: the sum of {tensor.name!r} is beyond its bound")
         return found
 
-    def _first_sums(self, decoded: pipeline.Decoded) -> list[Storage]:
+    def _first_sums(self, decoded: pipeline.Decoded) -> list[Any]:
         # Nothing else vouches for the size: the payload must be whole, and the limits hold for the sums too.
         most = (self._limits or Limits()).max_bytes
         tensors = decoded.spec.untied
@@ -294,8 +308,15 @@ class Aggregator(Locked):
         pipeline.check(decoded)
         return self._zeros(decoded.spec)
 
-    def _zeros(self, spec: Spec) -> list[Storage]:
-        return [np.zeros(tensor.size, self._sum_dtype(tensor)) for tensor in spec.untied]
+    def _zeros(self, spec: Spec) -> list[Any]:
+        sums = [(tensor.size, self._sum_dtype(tensor)) for tensor in spec.untied]
+        if self._device is None:
+            return [np.zeros(size, dtype) for size, dtype in sums]
+        ids = dtypes.BY_NAME
+        return [gpu.new(size, ids[dtype].id, self._device, zeros=True) for size, dtype in sums]
+
+    def _placed(self, total: Storage) -> Any:
+        return total if self._device is None else gpu.moved(total, self._device)
 
     def _sum_dtype(self, tensor: TensorSpec) -> str:
         narrow = _is_float(tensor) and tensor.dtype != "float64"
@@ -316,6 +337,10 @@ class Aggregator(Locked):
                 f"weight is {value}, it must be 0 or from {least:.9g} to {_MAX['float32']:.9g}"
             )
         return rounded
+
+
+def _on_host(total: Any) -> Storage:
+    return gpu.to_host(total) if gpu.is_on_gpu(total) else total
 
 
 def _added(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from .spec import MAX_DIMENSIONS, Spec, TensorSpec
 
 Storage: TypeAlias = npt.NDArray[Any]
 Structure: TypeAlias = Literal["array", "list", "dict"]
-FRAMEWORKS = ("numpy", "torch", "jax")
+FRAMEWORKS = ("numpy", "torch", "jax", "cupy")
 
 _BFLOAT16 = dtypes.BY_NAME["bfloat16"].id
 # By what `_see` sees of an update: the same layout comes round by round.
@@ -33,8 +33,9 @@ class Update(NamedTuple):
     """An update as coders see it: `storage[i]`, contiguous, has the values of `spec.untied[i]` or their bits."""
 
     spec: Spec
-    storage: list[Storage]
+    storage: list[Any]
     framework: str
+    device: int | None = None  # the number of a GPU; None for the CPU
 
 
 def read(update: Any) -> Update:
@@ -45,7 +46,7 @@ def read(update: Any) -> Update:
     TypeError
         If it is not a dict, list or tuple of arrays, or one array, of supported dtypes.
     BackendError
-        If an array lives on a GPU and the CUDA module is not built.
+        If an array lives on a GPU and the CUDA module cannot be used.
     """
     parts = _parts(update)
     plain = _see(*parts)
@@ -128,6 +129,8 @@ def _capsules(torch: Any, values: list[Any]) -> list[Any]:
 
 
 def _read(structure: Structure, keys: tuple[Any, ...], values: list[Any]) -> Update:
+    if values and _is_on_gpu(values[0]):
+        return _read_gpu(structure, keys, values, None)
     tensors: list[TensorSpec] = []
     storage: list[Storage] = []
     seen: dict[object, int] = {}
@@ -169,9 +172,14 @@ def build(spec: Spec, arrays: Sequence[Storage], framework: str) -> Any:
     TypeError
         If the framework has no such dtype: 64-bit ones in JAX without ``jax_enable_x64``.
     """
-    untied = {"numpy": _numpy_arrays, "torch": _torch_tensors, "jax": _jax_arrays}[framework](
-        spec, arrays
-    )
+    makers = {"numpy": _numpy_arrays, "torch": _torch_tensors, "jax": _jax_arrays}
+    if framework not in makers:
+        raise ValueError(f"framework {framework!r} is for results on a GPU: pass device='cuda'")
+    return tied(spec, makers[framework](spec, arrays))
+
+
+def tied(spec: Spec, untied: list[Any]) -> Any:
+    """Return the update of a spec, with its tied tensors, from one value for each of the others."""
     if len(untied) == len(spec.tensors):
         return pack(spec, untied)
     following = iter(untied)
@@ -216,6 +224,8 @@ def writable(update: Any, source: memoryview) -> Update:
         if it shares memory with the source, or with another array that it is not tied to.
     """
     structure, keys, values = parts = _parts(update)
+    if values and _is_on_gpu(values[0]):
+        return _read_gpu(*parts, source)
     plain = _see(*parts, source, writable=True)
     if plain is not None:
         return _opened(plain)
@@ -264,8 +274,10 @@ def _host_array(value: Any, name: str) -> tuple[Storage, dtypes.DType, str]:
         jax = sys.modules.get("jax")
         if jax is not None and isinstance(value, jax.Array):
             framework = "jax"
-        elif hasattr(value, "__cuda_array_interface__"):
-            raise BackendError(f"tensor {name!r} is on a GPU and the CUDA module is not built")
+        elif _is_on_gpu(value):
+            raise TypeError(
+                f"tensor {name!r} is on a GPU, the first is not: move all to one device"
+            )
         else:
             raise TypeError(f"tensor {name!r} is a {type(value).__name__}, not an array")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
@@ -285,8 +297,10 @@ def _from_torch(torch: Any, value: Any, name: str) -> tuple[Storage, dtypes.DTyp
         )
     if value.is_meta:
         raise TypeError(f"tensor {name!r} is on the meta device: it has no values")
+    if value.is_cuda:
+        raise TypeError(f"tensor {name!r} is on a GPU, the first is not: move all to one device")
     if value.device.type != "cpu":
-        raise BackendError(f"tensor {name!r} is on {value.device} and the CUDA module is not built")
+        raise BackendError(f"tensor {name!r} is on {value.device}, which no backend is for")
     value = value.detach().resolve_neg()
     if dtype.name == "bfloat16":
         value = value.view(torch.int16)
@@ -336,3 +350,197 @@ def _jax_arrays(spec: Spec, arrays: Sequence[Storage]) -> list[Any]:
                 f"tensor {tensor.name!r} is {tensor.dtype}: JAX needs jax_enable_x64 for it"
             )
     return [jnp.asarray(array) for array in arrays]
+
+
+# --- GPUs ---------------------------------------------------------------------------------------------------------
+
+
+def device_number(device: str | None) -> int | None:
+    """Return the number of the GPU that a text names; None for the CPU.
+
+    Raises
+    ------
+    BackendError
+        If it names neither, or the GPU is not there.
+    """
+    if device in (None, "cpu"):
+        return None
+    kind, colon, number = str(device).partition(":")
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise BackendError(f"device {device!r} is none of 'cpu', 'cuda' and 'cuda:N'")
+    ordinal = int(number or 0)
+    try:
+        count = ops.cuda_backend().body.device_count()
+    except BackendError as error:
+        raise BackendError(f"device {device!r}: {error}") from None
+    if ordinal >= count:
+        raise BackendError(f"device {device!r} is not there: there are {count}")
+    return ordinal
+
+
+def _is_on_gpu(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return bool(value.is_cuda)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return False
+    return hasattr(value, "__cuda_array_interface__")  # of JAX, only arrays that are on a GPU
+
+
+class _Located(NamedTuple):
+    """One array in a GPU's memory, row by row."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: dtypes.DType
+    device: int
+    stream: int
+    framework: str
+    owner: Any
+    in_place: bool  # it may be written to, and is not a copy
+
+
+def _read_gpu(
+    structure: Structure, keys: tuple[Any, ...], values: list[Any], source: memoryview | None
+) -> Update:
+    """Do `_read`'s work for arrays on one GPU; with a source, `writable`'s."""
+    cuda = ops.cuda_backend()
+    tensors: list[TensorSpec] = []
+    storage: list[Any] = []
+    seen: dict[object, int] = {}
+    device, framework = None, ""
+    for number, (name, value) in enumerate(
+        zip(_names(structure, keys, len(values)), values, strict=True)
+    ):
+        if not _is_on_gpu(value):
+            raise TypeError(
+                f"tensor {name!r} is not on the GPU of the first: move all to one device"
+            )
+        found = _located(value, name)
+        device, framework = found.device if device is None else device, found.framework
+        if found.device != device:
+            raise TypeError(f"tensor {name!r} is on GPU {found.device}, the first on {device}")
+        if len(found.shape) > MAX_DIMENSIONS:
+            raise TypeError(
+                f"tensor {name!r} has {len(found.shape)} dimensions, not {MAX_DIMENSIONS}"
+            )
+        if source is not None and not found.in_place:
+            raise ValueError(f"out: tensor {name!r} is not a writable, contiguous array")
+        tensor = TensorSpec(name, found.dtype.name, found.shape)
+        identity = (found.pointer, found.shape, found.dtype.name)
+        tied_to = seen.setdefault(identity, number) if tensor.size else number
+        if tied_to != number:
+            tensors.append(TensorSpec(name, found.dtype.name, found.shape, tied_to))
+            continue
+        tensors.append(tensor)
+        storage.append(
+            cuda.DeviceArray(
+                found.pointer, tensor.size, found.dtype.id, device, found.stream, found.owner
+            )
+        )
+    if source is not None:
+        spans = sorted((array.pointer, array.nbytes) for array in storage if array.n)
+        for (start, nbytes), (following, _) in itertools.pairwise(spans):
+            if following < start + nbytes:
+                raise ValueError("out: two arrays share memory")
+    return Update(Spec(structure, tuple(tensors)), storage, framework, device)
+
+
+def _located(value: Any, name: str) -> _Located:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _torch_located(torch, value, name)
+    interface = value.__cuda_array_interface__
+    cupy: Any = sys.modules.get("cupy")
+    is_cupy = cupy is not None and isinstance(value, cupy.ndarray)
+    copied = False
+    if interface.get("strides") is not None:
+        if not is_cupy:
+            raise TypeError(f"tensor {name!r} is not contiguous")
+        contiguous = cupy.ascontiguousarray(value)
+        copied, value = contiguous is not value, contiguous
+        interface = value.__cuda_array_interface__
+    host = np.dtype(interface["typestr"])
+    dtype = dtypes.BY_NAME.get(host.name)
+    if dtype is None or not host.isnative:
+        raise TypeError(f"tensor {name!r} has dtype {host}, which is not supported")
+    pointer, read_only = interface["data"]
+    shape = tuple(interface["shape"])
+    empty = 0 in shape
+    device = value.device.id if is_cupy or empty else ops.cuda_backend().device_of(pointer)
+    stream = interface.get("stream") or 1  # the legacy default stream
+    if is_cupy:
+        stream = cupy.cuda.get_current_stream().ptr
+    return _Located(
+        pointer,
+        shape,
+        dtype,
+        device,
+        stream,
+        "cupy",
+        value,
+        not (copied or read_only),
+    )
+
+
+def _torch_located(torch: Any, value: Any, name: str) -> _Located:
+    dtype = dtypes.BY_NAME.get(str(value.dtype).removeprefix("torch."))
+    if dtype is None or value.layout != torch.strided:
+        raise TypeError(
+            f"tensor {name!r} has dtype {value.dtype} and layout {value.layout}, which is not supported"
+        )
+    plain = value.detach().resolve_neg().contiguous()
+    return _Located(
+        plain.data_ptr(),
+        tuple(plain.shape),
+        dtype,
+        plain.device.index,
+        torch.cuda.current_stream(plain.device).cuda_stream,
+        "torch",
+        plain,
+        plain.data_ptr() == value.data_ptr(),
+    )
+
+
+def empty_on_gpu(
+    spec: Spec, framework: str | None, source: str, device: int
+) -> tuple[list[Any], list[Any]]:
+    """Return new arrays of a spec's untied tensors on a GPU, and their storage.
+
+    Without a framework it is the source's where that has arrays there, else torch where it is imported, else CuPy.
+
+    Raises
+    ------
+    ValueError
+        If the framework has no arrays on a GPU that can be filled.
+    TypeError
+        If it has no such dtype.
+    """
+    if framework is None:
+        framework = source if source in ("torch", "cupy") else None
+        framework = framework or ("torch" if "torch" in sys.modules else "cupy")
+        require_framework(framework)
+    if framework not in ("torch", "cupy"):
+        raise ValueError(
+            f"framework {framework!r} has no arrays on a GPU to be filled: use 'torch' or 'cupy'"
+        )
+    module = importlib.import_module(framework)
+    values = []
+    for tensor in spec.untied:
+        if framework == "torch":
+            dtype = getattr(module, tensor.dtype)
+            values.append(module.empty(tensor.shape, dtype=dtype, device=f"cuda:{device}"))
+        elif tensor.dtype == "bfloat16":
+            raise TypeError(f"tensor {tensor.name!r} is bfloat16, which CuPy lacks: use 'torch'")
+        else:
+            with module.cuda.Device(device):
+                values.append(module.empty(tensor.shape, tensor.dtype))
+    found = [
+        _located(value, tensor.name) for value, tensor in zip(values, spec.untied, strict=True)
+    ]
+    array = ops.cuda_backend().DeviceArray
+    storage = [
+        array(at.pointer, tensor.size, at.dtype.id, device, at.stream, at.owner)
+        for at, tensor in zip(found, spec.untied, strict=True)
+    ]
+    return values, storage

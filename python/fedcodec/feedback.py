@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from . import arrays, dtypes, pipeline
+from . import arrays, dtypes, gpu, pipeline
 from .arrays import Storage
 from .codec import Codec, Framing
 from .errors import DecodeError, NonFiniteError
 from .shared import Shared
-from .spec import Spec
+from .spec import Spec, TensorSpec
 from .state import Locked, State, as_array, locked
 from .text import parse
 
 _STATE_VERSION = 1
 
-# One array for each float tensor, None for an integer or bool tensor.
-Floats = list["npt.NDArray[Any] | None"]
+# One array for each float tensor, None for an integer or bool tensor; where the updates are, once one was encoded.
+Floats = list[Any]
 
 
 class _Pending(NamedTuple):
@@ -108,8 +107,10 @@ class ErrorFeedback(Locked):
         read = arrays.read(update)
         if self._spec is not None:
             read.spec.require(self._spec)
-        residual = self._residual or _empty(read.spec, np.zeros)
-        compensated = self._spare or _empty(read.spec, np.empty)
+        residual = _placed(self._residual, read.device) or _empty(
+            read.spec, read.device, zeros=True
+        )
+        compensated = _placed(self._spare, read.device) or _empty(read.spec, read.device)
         work: list[Storage | pipeline.Compensated] = [
             storage if values is None or kept is None else (values, storage, kept)
             for storage, values, kept in zip(read.storage, compensated, residual, strict=True)
@@ -255,7 +256,7 @@ class ErrorFeedback(Locked):
         if compensated is not None and payload is not None and spec is not None:
             pending = _Pending(compensated, payload)
             try:
-                pipeline.check(self._prepared(payload, spec))
+                pipeline.check(self._prepared(payload, spec, compensated))
             except DecodeError as error:
                 raise ValueError(f"state: payload: {error}") from error
         self.sequence, self._spec, self._residual = sequence, spec, residual
@@ -264,20 +265,25 @@ class ErrorFeedback(Locked):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_spare": None, "_held": None}
 
-    def _prepared(self, payload: bytes, spec: Spec) -> pipeline.Decoded:
+    def _prepared(self, payload: bytes, spec: Spec, floats: Floats) -> pipeline.Decoded:
         if self._held is None or self._held[0] is not spec:
             shared = Shared()
             self.codec.add_shared(shared)
             shared.add_rules(self.codec, spec)
             self._held = spec, shared
-        return pipeline.prepare(payload, like=spec, shared=self._held[1], trust_base=True)
+        backend = gpu.backend_of([array for array in floats if array is not None])
+        return pipeline.prepare(
+            payload, like=spec, shared=self._held[1], trust_base=True, backend=backend
+        )
 
     def _subtract_sent(self, pending: _Pending, ledger: list[tuple[float, float]]) -> None:
         """Subtract what the payload decodes to from what was encoded, in place."""
-        decoded = self._prepared(pending.payload, cast(Spec, self._spec))
+        floats = pending.compensated
+        decoded = self._prepared(pending.payload, cast(Spec, self._spec), floats)
+        device = next((values.device for values in floats if _is_on_gpu(values)), None)
         sums = [
-            np.zeros(tensor.size) if values is None else values
-            for tensor, values in zip(decoded.spec.untied, pending.compensated, strict=True)
+            _new(tensor.size, "float64", device, zeros=True) if values is None else values
+            for tensor, values in zip(decoded.spec.untied, floats, strict=True)
         ]
         pipeline.accumulate(decoded, sums, -1.0, (0.0, 0.0), ledger)
 
@@ -287,13 +293,39 @@ class ErrorFeedback(Locked):
         return self._pending
 
 
-def _empty(spec: Spec, make: Callable[..., Storage]) -> Floats:
+def _new(size: int, dtype: str, device: int | None, *, zeros: bool = False) -> Any:
+    if device is not None:
+        return gpu.new(size, dtypes.BY_NAME[dtype].id, device, zeros=zeros)
+    return np.zeros(size, dtype) if zeros else np.empty(size, dtype)
+
+
+def _empty(spec: Spec, device: int | None, *, zeros: bool = False) -> Floats:
     return [
-        make(tensor.size, np.float64 if tensor.dtype == "float64" else np.float32)
+        _new(tensor.size, _work(tensor), device, zeros=zeros)
         if dtypes.BY_NAME[tensor.dtype].is_float
         else None
         for tensor in spec.untied
     ]
+
+
+def _work(tensor: TensorSpec) -> str:
+    return "float64" if tensor.dtype == "float64" else "float32"
+
+
+def _is_on_gpu(array: Any) -> bool:
+    return array is not None and gpu.is_on_gpu(array)
+
+
+def _placed(floats: Floats | None, device: int | None) -> Floats | None:
+    """Copy to where the updates are now what is elsewhere."""
+    here = None if floats is None else next((a for a in floats if a is not None), None)
+    if here is None or (here.device if gpu.is_on_gpu(here) else None) == device:
+        return floats
+    placed = []
+    for array in floats or ():
+        host = gpu.to_host(array) if _is_on_gpu(array) else array
+        placed.append(host if host is None or device is None else gpu.moved(host, device))
+    return placed
 
 
 def _shaped(floats: Floats, spec: Spec) -> dict[str, Storage]:
@@ -301,7 +333,8 @@ def _shaped(floats: Floats, spec: Spec) -> dict[str, Storage]:
     for tensor, array in zip(spec.untied, floats, strict=True):
         if array is not None:
             # A copy: the arrays are written to again.
-            copy = array.reshape(tensor.shape).copy()
+            host = gpu.to_host(array) if gpu.is_on_gpu(array) else array
+            copy = host.reshape(tensor.shape).copy()
             copy.flags.writeable = False
             shaped[tensor.name] = copy
     return shaped
@@ -318,10 +351,10 @@ def _flat(state: State, spec: Spec | None, key: str) -> Floats | None:
         if not dtypes.BY_NAME[tensor.dtype].is_float:
             floats.append(None)
             continue
-        dtype = np.float64 if tensor.dtype == "float64" else np.float32
+        dtype = _work(tensor)
         array = as_array(arrays_by_name.get(tensor.name), f"{key} of {tensor.name!r}")
         if array.dtype != dtype or array.shape != tensor.shape or not np.isfinite(array).all():
-            wanted = f"{tensor.shape} of finite {dtype.__name__}"
+            wanted = f"{tensor.shape} of finite {dtype}"
             raise ValueError(f"state: {key} of {tensor.name!r} is not {wanted}")
         floats.append(array.reshape(-1))
     return floats

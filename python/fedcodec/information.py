@@ -26,7 +26,7 @@ def info() -> dict[str, Any]:
         "instruction_sets": ops.available(),
         "active": ops.active(),
         "threads": ops.get_num_threads(),
-        "cuda": "the CUDA module is not built",
+        "cuda": ops.cuda_missing() or "ready",
     }
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
-from . import arrays, body, dtypes, frame, ops
+from . import arrays, body, dtypes, frame, gpu, ops
 from .arrays import Storage
 from .codec import Codec, Draws, Framing, Lossless, Pipeline, Quantize, RuleTable, Select, Stage
 from .codecs.raw import Raw
 from .codecs.residual import Residual
 from .digests import DIGEST_BYTES
-from .errors import BackendError, DecodeError, NonFiniteError
+from .errors import DecodeError, NonFiniteError
 from .limits import Limits
 from .reader import Reader, varint
 from .shared import Shared
@@ -25,7 +25,7 @@ from .spec import Spec, TensorSpec
 
 _T = TypeVar("_T")
 # Values to be filled with the sum of an update and a residual, and those two.
-Compensated = tuple[Storage, Storage, Storage]
+Compensated = tuple[Any, Any, Any]
 Segment = tuple[Sequence[int], tuple[Any, ...]]
 
 _FRAMINGS: tuple[Framing, ...] = ("inline", "reference")
@@ -56,35 +56,57 @@ def encode(
     call_seed = operator.index(0 if seed is None else seed)
     if not 0 <= call_seed < 1 << 64:
         raise ValueError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
-    plan = _plan(codec, spec)
+    backend = gpu.backend_of(storage)
+    try:
+        return _encode(codec, spec, storage, backend, framing, base, call_seed)
+    except _errors(backend, "Refused"):
+
+        def on_host(copies: list[Any]) -> bytes:
+            return encode(codec, spec, copies, framing=framing, base=base, seed=seed)
+
+        return gpu.by_host(storage, on_host, filled=False)
+
+
+def _encode(
+    codec: Codec,
+    spec: Spec,
+    storage: Sequence[Storage | Compensated],
+    backend: ModuleType,
+    framing: Framing,
+    base: bytes | None,
+    seed: int,
+) -> bytes:
+    plan = _plan(codec, spec, backend)
     head = plan.heads[framing] if base is None else frame.header(spec, plan.table, framing, base)
-    encoders = plan.encoders or _encoders(plan, Draws(call_seed))
+    encoders = plan.encoders or _encoders(plan, Draws(seed), backend)
     lossless = plan.lossless
     if not any(lossless) and len(encoders) == 1:
-        whole = _encoded(encoders[0], spec.untied, head, storage, True, 0)
+        whole = _encoded(encoders[0], backend, spec.untied, head, storage, True, 0)
         if len(whole) - len(head) <= _largest_body(spec):
             return whole
-        return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
+        return _encode(_RAW, spec, storage, backend, framing, base, seed)
     parts = []
     for number, (mine, encoder) in enumerate(zip(plan.tensors, encoders, strict=True)):
         tensors, arrays = [spec.untied[i] for i in mine], [storage[i] for i in mine]
         first = number * _DRAWS_PER_SEGMENT
-        parts.append(_encoded(encoder, tensors, b"", arrays, False, first))
+        parts.append(_encoded(encoder, backend, tensors, b"", arrays, False, first))
     if any(lossless):
         lengths = zip(parts, plan.tensors, strict=True)
         if any(len(part) > _longest(spec, mine) for part, mine in lengths):
-            return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
+            return _encode(_RAW, spec, storage, backend, framing, base, seed)
         parts = [_packed(part, stage) for part, stage in zip(parts, lossless, strict=True)]
     if sum(map(len, parts)) > _largest_body(spec):
-        return encode(_RAW, spec, storage, framing=framing, base=base, seed=seed)
+        return _encode(_RAW, spec, storage, backend, framing, base, seed)
     payload = b"".join([head, *parts])
     return payload + ops.crc32(payload).to_bytes(frame.CHECKSUM_BYTES, "little")
 
 
-def _encoded(encoder: Any, tensors: Sequence[TensorSpec], *arguments: Any) -> bytes:
+def _encoded(
+    encoder: Any, backend: ModuleType, tensors: Sequence[TensorSpec], *arguments: Any
+) -> bytes:
     try:
         encoded: bytes = encoder.encode(*arguments)
-    except _errors("NonFinite", body.NonFinite) as error:
+    except _errors(backend, "NonFinite", body.NonFinite) as error:
         raise _non_finite(error, tensors) from None
     return encoded
 
@@ -114,6 +136,7 @@ class _Job(NamedTuple):
     start: int
     stop: int
     decoder: Any
+    backend: ModuleType
     indices: Sequence[int] | None  # of the decoder's tensors; None for all
 
     def own(self, of_tensors: Sequence[_T]) -> Sequence[_T]:
@@ -124,7 +147,7 @@ class _Job(NamedTuple):
         """Call a method of the decoder."""
         try:
             return getattr(self.decoder, name)(self.source, self.start, self.stop, *arguments)
-        except _errors("Malformed") as error:
+        except _errors(self.backend, "Malformed") as error:
             raise DecodeError(*error.args) from None
         except MemoryError:
             raise DecodeError("the payload needs more memory than there is") from None
@@ -137,19 +160,21 @@ def prepare(
     limits: Limits | None = None,
     shared: Shared | None = None,
     trust_base: bool = False,
+    backend: ModuleType | None = None,
 ) -> Decoded:
-    """Check all of a payload but the inside of its body."""
+    """Check all of a payload but the inside of its body; `backend` is that of the arrays that it is for."""
+    backend = backend or ops.backend()
     view = _bytes(payload)
     frame.verify(view)
     stop = len(view) - frame.CHECKSUM_BYTES
     limits = limits or _LIMITS
-    known = _headers.get((id(like), ops.backend()))
+    known = _headers.get((id(like), backend))
     if (
         known is not None
         and bytes(view[: min(stop, len(known.encoded))]) == known.encoded
         and (like is not None or _within(known.spec, limits))
     ):
-        job = _Job(view, len(known.encoded), stop, known.decoder, None)
+        job = _Job(view, len(known.encoded), stop, known.decoder, backend, None)
         return Decoded(known.spec, None, [job])
     most = limits.max_tensors if like is None else max(limits.max_tensors, len(like.tensors))
     opened = frame.open_frame(view, max_tensors=most, like=like)
@@ -162,18 +187,19 @@ def prepare(
     if like is None:
         _limit_work(spec, segments, limits)
     if not any(pipeline.lossless for pipeline in pipelines):
-        decoder = _body_coder("Decoder", spec.dtype_ids, spec.shapes, segments)
+        decoder = _body_coder("Decoder", spec.dtype_ids, spec.shapes, segments, backend)
         by_itself = opened.base is None and opened.table is not None and _builtin(coders)
         small = start <= _MOST_HEADER and len(spec.tensors) <= _MOST_TENSORS
         if by_itself and small:
             if len(_headers) >= _MOST_PLANS:
                 _headers.clear()
             header = _Header(like, spec, bytes(view[:start]), decoder)
-            _headers[id(like), ops.backend()] = header
-        return Decoded(spec, opened.base, [_Job(view, start, opened.stop, decoder, None)])
+            _headers[id(like), backend] = header
+        job = _Job(view, start, opened.stop, decoder, backend, None)
+        return Decoded(spec, opened.base, [job])
     reader = Reader(view, start, opened.stop)
     jobs = [
-        _unpacked(reader, segment, pipeline.lossless, spec)
+        _unpacked(reader, segment, pipeline.lossless, spec, backend)
         for segment, pipeline in zip(segments, pipelines, strict=True)
     ]
     reader.end()
@@ -293,11 +319,11 @@ def decode(
     out : update, optional
         Writable, contiguous NumPy or torch arrays to fill, apart from each other unless tied; returned. Untouched if
         decoding fails.
-    framework : {"numpy", "torch", "jax"}, optional
-        Of the result: by default that of `out`, else of `like`, else "numpy". bfloat16 becomes `ml_dtypes.bfloat16` in
-        NumPy where that can be imported, else exact float32.
-    device : {"cpu"}, optional
-        Where the result lives.
+    framework : {"numpy", "torch", "jax", "cupy"}, optional
+        Of the result: by default that of `out`, else of `like`, else "numpy", or on a GPU torch where it is imported,
+        else CuPy. bfloat16 becomes `ml_dtypes.bfloat16` in NumPy where that can be imported, else exact float32.
+    device : str, optional
+        Where the result lives: "cpu", "cuda" or "cuda:1". By default where `out` is, else on the CPU.
     limits : Limits, optional
         What may be allocated on the payload's word where neither `like` nor `out` is given.
     shared : Shared, optional
@@ -324,8 +350,7 @@ def decode(
     >>> fc.decode(payload, like=[np.zeros(2, np.float32)])
     [array([   3., -127.], dtype=float32)]
     """
-    if device not in (None, "cpu"):
-        raise BackendError(f"device {device!r}: the CUDA module is not built")
+    number = arrays.device_number(device)
     require("limits", limits, Limits)
     require("shared", shared, Shared)
     if framework is not None:
@@ -338,10 +363,19 @@ def decode(
         if expected is not None and target.spec != expected:
             raise ValueError("out and like differ")
         expected, source = target.spec, target.framework
-    decoded = prepare(payload, like=expected, limits=limits, shared=shared)
+    backend = ops.backend() if number is None else ops.cuda_backend()
+    if target is not None:
+        if device is not None and target.device != number:
+            raise ValueError(f"out is not on device {device!r}")
+        backend = gpu.backend_of(target.storage)
+    decoded = prepare(payload, like=expected, limits=limits, shared=shared, backend=backend)
     if target is not None:
         decode_into(decoded, target.storage)
         return out
+    if number is not None:
+        values, fresh = arrays.empty_on_gpu(decoded.spec, framework, source, number)
+        decode_into(decoded, fresh)
+        return arrays.tied(decoded.spec, values)
     return arrays.build(decoded.spec, decode_new(decoded), framework or source)
 
 
@@ -437,8 +471,8 @@ _plans: dict[tuple[int, int, ModuleType], _Plan] = {}
 _MOST_PLANS = 16
 
 
-def _plan(codec: Codec, spec: Spec) -> _Plan:
-    key = id(codec), id(spec), ops.backend()
+def _plan(codec: Codec, spec: Spec, backend: ModuleType) -> _Plan:
+    key = id(codec), id(spec), backend
     plan = _plans.get(key)
     if plan is None:
         table = codec.table(spec)
@@ -447,7 +481,7 @@ def _plan(codec: Codec, spec: Spec) -> _Plan:
         heads = {framing: frame.header(spec, table, framing, None) for framing in _FRAMINGS}
         draws = Draws(0)
         plan = _Plan(codec, spec, table, tensors, lossless, heads, None)
-        encoders = _encoders(plan, draws)
+        encoders = _encoders(plan, draws, backend)
         if not draws.asked:
             plan = plan._replace(encoders=encoders)
         if len(_plans) >= _MOST_PLANS:
@@ -456,13 +490,12 @@ def _plan(codec: Codec, spec: Spec) -> _Plan:
     return plan
 
 
-def _encoders(plan: _Plan, draws: Draws) -> list[Any]:
+def _encoders(plan: _Plan, draws: Draws, backend: ModuleType) -> list[Any]:
     encoders = []
     for pipeline, mine in zip(plan.table.pipelines, plan.tensors, strict=True):
         sizes = [plan.spec.sizes[i] for i in mine if plan.spec.dtype_ids[i] in _FLOATS]
-        encoders.append(
-            _segment_coder("Encoder", plan.spec, (mine, _coder(pipeline, sizes, draws)))
-        )
+        segment = mine, _coder(pipeline, sizes, draws)
+        encoders.append(_segment_coder("Encoder", plan.spec, segment, backend))
     return encoders
 
 
@@ -493,21 +526,31 @@ def _coder(pipeline: Pipeline, sizes: list[int], draws: Draws) -> tuple[Any, ...
 
 
 def _body_coder(
-    name: str, ids: Sequence[int], shapes: Sequence[tuple[int, ...]], segments: Sequence[Segment]
+    name: str,
+    ids: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    segments: Sequence[Segment],
+    backend: ModuleType,
 ) -> Any:
     """Make a native body coder, or its Python twin where a stage or the whole backend is Python."""
-    backend = ops.backend()
     native = getattr(backend, "body", None)
-    if native is None or any(_in_python(coder) for _, coder in segments):
-        return getattr(body, name)(ids, shapes, segments, ops=backend)
-    return getattr(native, name)(ids, shapes, segments)
+    in_python = any(_in_python(coder) for _, coder in segments)
+    if native is not None and not in_python:
+        return getattr(native, name)(ids, shapes, segments)
+    host = ops.backend()
+    coder = getattr(body, name)(ids, shapes, segments, ops=host)
+    if backend is host:
+        return coder
+    if name == "Encoder":
+        raise backend.Refused
+    return gpu.HostDecoder(coder)
 
 
-def _segment_coder(name: str, spec: Spec, segment: Segment) -> Any:
+def _segment_coder(name: str, spec: Spec, segment: Segment, backend: ModuleType) -> Any:
     """Make the coder of one segment by itself, or the work would grow with segments times tensors."""
     mine, coder = segment
     ids, shapes = [spec.dtype_ids[i] for i in mine], [spec.shapes[i] for i in mine]
-    return _body_coder(name, ids, shapes, [(range(len(mine)), coder)])
+    return _body_coder(name, ids, shapes, [(range(len(mine)), coder)], backend)
 
 
 def _in_python(coder: tuple[Any, ...]) -> bool:
@@ -516,10 +559,12 @@ def _in_python(coder: tuple[Any, ...]) -> bool:
     return coder[2] is not None and coder[2][0] == "python"
 
 
-def _errors(name: str, *errors: type[Exception]) -> tuple[type[Exception], ...]:
-    """Return an exception of the native body coder, where there is one, beside others."""
-    native = getattr(ops.backend(), "body", None)
-    return errors if native is None else (*errors, getattr(native, name))
+def _errors(
+    backend: ModuleType, name: str, *errors: type[Exception]
+) -> tuple[type[Exception], ...]:
+    """Return an exception of the backend's body coder, where there is one, beside others."""
+    found = getattr(getattr(backend, "body", None), name, None)
+    return errors if found is None else (*errors, found)
 
 
 def _packed(plain: bytes, stage: Any) -> bytes:
@@ -529,15 +574,21 @@ def _packed(plain: bytes, stage: Any) -> bytes:
     return varint(len(plain)) + varint(len(packed)) + packed
 
 
-def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec: Spec) -> _Job:
+def _unpacked(
+    reader: Reader,
+    segment: Segment,
+    lossless: Lossless | None,
+    spec: Spec,
+    backend: ModuleType,
+) -> _Job:
     plain_size, packed_size = reader.varint(), reader.varint()
     if plain_size > _longest(spec, segment[0]):
         raise DecodeError(f"a segment of {plain_size} bytes is too long", reader.offset)
     start = reader.offset
-    decoder = _segment_coder("Decoder", spec, segment)
+    decoder = _segment_coder("Decoder", spec, segment, backend)
     if packed_size == 0:
         source: Any = reader.take(plain_size)
-        return _Job(source, 0, plain_size, decoder, segment[0])
+        return _Job(source, 0, plain_size, decoder, backend, segment[0])
     if plain_size == 0:
         raise DecodeError("an empty segment is packed", start)
     if lossless is None:
@@ -549,7 +600,7 @@ def _unpacked(reader: Reader, segment: Segment, lossless: Lossless | None, spec:
         raise DecodeError(f"{lossless}: {error}", start) from error
     if not isinstance(source, bytes) or len(source) != plain_size:
         raise DecodeError(f"{lossless}: not the declared {plain_size} bytes", start)
-    return _Job(source, 0, plain_size, decoder, segment[0])
+    return _Job(source, 0, plain_size, decoder, backend, segment[0])
 
 
 def require(name: str, value: object, kind: type) -> None:

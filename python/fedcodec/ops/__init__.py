@@ -58,6 +58,8 @@ __all__ = [
     "backend",
     "compact",
     "crc32",
+    "cuda_backend",
+    "cuda_missing",
     "dequantize",
     "dequantize_int8",
     "dequantize_kbit",
@@ -176,6 +178,54 @@ def backend() -> ModuleType:
         get_num_threads()
         use(os.environ.get("FEDCODEC_ISA") or available()[-1])
     return cast(ModuleType, _backend)
+
+
+def cuda_backend() -> ModuleType:
+    """Return the module for arrays in a GPU's memory.
+
+    Raises
+    ------
+    BackendError
+        If it is not built, or finds no driver or no device; the message says which.
+    """
+    reason = cuda_missing()
+    if reason is not None:
+        raise BackendError(reason)
+    return importlib.import_module("fedcodec.ops.cuda")
+
+
+def cuda_missing() -> str | None:
+    """Say what keeps arrays in a GPU's memory from being encoded; None if nothing does.
+
+    Examples
+    --------
+    >>> from fedcodec import ops
+    >>> print(ops.cuda_missing())  # doctest: +SKIP
+    the CUDA module is not built
+    """
+    if not _cuda_checks:
+        _cuda_checks.append(_check_cuda())
+    return _cuda_checks[0]
+
+
+_cuda_checks: list[str | None] = []  # one, once it was made
+
+
+def _check_cuda() -> str | None:
+    if importlib.util.find_spec("fedcodec._cuda") is None:
+        return "the CUDA module is not built"
+    try:
+        module: Any = importlib.import_module("fedcodec._cuda")
+    except ImportError as error:
+        return f"the CUDA module cannot be loaded: {error}"
+    driver, runtime = (f"{version // 1000}.{version % 1000 // 10}" for version in module.versions())
+    if driver == "0.0":
+        return "no NVIDIA driver is installed"
+    try:
+        count = module.device_count()
+    except BackendError as error:
+        return f"{error} (the driver supports CUDA {driver}, fedcodec was built with {runtime})"
+    return None if count else "there is no CUDA device"
 
 
 def active() -> str:
