@@ -404,14 +404,16 @@ def _read_gpu(
     structure: Structure, keys: tuple[Any, ...], values: list[Any], source: memoryview | None
 ) -> Update:
     """Do `_read`'s work for arrays on one GPU; with a source, `writable`'s."""
-    cuda = ops.cuda_backend()
+    names = _names(structure, keys, len(values))
+    try:
+        cuda = ops.cuda_backend()
+    except BackendError as error:
+        raise BackendError(f"tensor {names[0]!r} is on a GPU: {error}") from None
     tensors: list[TensorSpec] = []
     storage: list[Any] = []
     seen: dict[object, int] = {}
     device, framework = None, ""
-    for number, (name, value) in enumerate(
-        zip(_names(structure, keys, len(values)), values, strict=True)
-    ):
+    for number, (name, value) in enumerate(zip(names, values, strict=True)):
         if not _is_on_gpu(value):
             raise TypeError(
                 f"tensor {name!r} is not on the GPU of the first: move all to one device"
@@ -461,7 +463,10 @@ def _located(value: Any, name: str) -> _Located:
         copied, value = contiguous is not value, contiguous
         interface = value.__cuda_array_interface__
     host = np.dtype(interface["typestr"])
-    dtype = dtypes.BY_NAME.get(host.name)
+    # Where NumPy has no name for it, the array's own framework has.
+    dtype = dtypes.BY_NAME.get(
+        str(getattr(value, "dtype", host)) if host.kind == "V" else host.name
+    )
     if dtype is None or not host.isnative:
         raise TypeError(f"tensor {name!r} has dtype {host}, which is not supported")
     pointer, read_only = interface["data"]

@@ -1,0 +1,283 @@
+"""What runs on a GPU against the CPU, byte for byte; without one on an emulation of it (CONTRIBUTING.md)."""
+
+import copy
+import pickle
+
+import gpu_arrays
+import numpy as np
+import pytest
+from codec_cases import BFLOAT16, CODECS, assert_same, mask_for, update
+from gpu_arrays import FRAMEWORK, get, put
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedcodec as fc
+from fedcodec import ops
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(gpu_arrays.MISSING is not None, reason=str(gpu_arrays.MISSING)),
+]
+DTYPES = (np.float32, np.float16, np.float64, BFLOAT16)
+
+
+def mixed(seed=0):
+    """Float tensors of several dtypes beside each other."""
+    values = update(seed)
+    for name, dtype in zip(values, (np.float16, np.float32, np.float32, np.float64), strict=False):
+        values[name] = values[name].astype(dtype)
+    return values
+
+
+def large(seed=0, n=70_000):
+    """More than one tile, and than one chunk."""
+    rng = np.random.default_rng(seed)
+    return {
+        "w": rng.standard_t(4, (n // 100, 100)).astype(np.float32),
+        "b": rng.standard_normal(137).astype(np.float32),
+    }
+
+
+# --- payloads -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", CODECS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_payloads_are_the_cpus(text, dtype):
+    codec, values = fc.parse(text), update(dtype=dtype)
+    assert codec.encode(put(values), seed=7) == codec.encode(values, seed=7)
+
+
+@pytest.mark.parametrize("text", CODECS)
+def test_payloads_of_mixed_dtypes_are_the_cpus(text):
+    codec, values = fc.parse(text), mixed()
+    assert codec.encode(put(values), seed=7) == codec.encode(values, seed=7)
+
+
+@pytest.mark.parametrize("text", CODECS)
+def test_payloads_of_large_tensors_are_the_cpus(text):
+    codec, values = fc.parse(text), large()
+    assert codec.encode(put(values), seed=7) == codec.encode(values, seed=7)
+
+
+def test_payloads_of_masks_are_the_cpus():
+    values = mixed()
+    codec = mask_for(values) | fc.Int8()
+    assert codec.encode(put(values)) == codec.encode(values)
+
+
+densities = st.sampled_from((1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0))
+texts = st.one_of(
+    st.sampled_from(CODECS),
+    densities.map("topk({0!r}) | int8".format),
+    densities.map('topk({0!r}, scope="tensor") | kbit(5)'.format),
+    densities.map("topk({0!r}) | ternary".format),
+    densities.map("randomk({0!r})".format),
+)
+
+
+@given(
+    st.integers(0, 2**32),
+    texts,
+    st.lists(st.sampled_from((0, 1, 8, 31, 1023, 1024, 4095, 4097, 65_535, 65_537)), max_size=4),
+    st.sampled_from(DTYPES),
+    st.sampled_from(("normal", "heavy", "two values", "sparse", "equal")),
+    st.booleans(),
+)
+def test_any_payload_is_the_cpus_and_decodes_to_the_same(seed, text, sizes, dtype, kind, by_name):
+    rng = np.random.default_rng(seed)
+    draw = {
+        "normal": rng.standard_normal,
+        "heavy": lambda n: rng.standard_t(2, n),
+        "two values": lambda n: rng.choice([-0.5, 0.25], n),
+        "sparse": lambda n: rng.standard_normal(n) * (rng.random(n) < 0.01),
+        "equal": lambda n: np.full(n, -3.0),
+    }[kind]
+    values = [np.clip(draw(n), -1e4, 1e4).astype(dtype) for n in sizes]
+    if by_name:
+        values = {f"w{i}": value for i, value in enumerate(values)}
+    codec = fc.parse(text)
+    payload = codec.encode(values, seed=seed)
+    assert codec.encode(put(values), seed=seed) == payload
+    if sizes:
+        out = put(values)
+        assert fc.decode(payload, out=out) is out
+        assert_same(get(out), fc.decode(payload, out=copy.deepcopy(values)))
+
+
+def test_tied_and_strided_tensors():
+    shared = put(np.arange(12, dtype=np.float32).reshape(3, 4))
+    host = get(shared)
+    payload = fc.Int8().encode({"a": shared, "b": shared})
+    assert payload == fc.Int8().encode({"a": host, "b": host})
+    if gpu_arrays.EMULATED:
+        import fake_cupy
+
+        view = fake_cupy.ndarray(host.T)
+    else:
+        view = shared.T
+    assert fc.Int8().encode(view) == fc.Int8().encode(np.ascontiguousarray(host.T))
+
+
+# --- decoding and sums --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", CODECS)
+@pytest.mark.parametrize("values", [mixed(), large()], ids=["mixed", "large"])
+def test_decodes_to_what_the_cpu_does(text, values):
+    payload = fc.parse(text).encode(values, seed=3)
+    on_gpu = fc.decode(payload, device="cuda", framework=FRAMEWORK)
+    assert_same(get(on_gpu), fc.decode(payload))
+
+
+def test_a_mask_decodes_to_what_the_cpu_does():
+    values = mixed()
+    codec = mask_for(values) | fc.Int8()
+    shared = fc.Shared()
+    shared.add(codec.stages[0].mask if hasattr(codec, "stages") else None) if False else None
+    codec.add_shared(shared)
+    payload = codec.encode(values)
+    assert_same(
+        get(fc.decode(payload, device="cuda", framework=FRAMEWORK, shared=shared)),
+        fc.decode(payload, shared=shared),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_and_means_are_the_cpus(dtype):
+    here, there = fc.Aggregator(dtype=dtype), fc.Aggregator(dtype=dtype, device="cuda")
+    for i, text in enumerate(CODECS):
+        payload = fc.parse(text).encode(mixed(i), seed=i)
+        for aggregator in (here, there):
+            aggregator.add(payload, weight=i + 0.5)
+    assert_same(there.state_dict()["sums"], here.state_dict()["sums"])
+    assert_same(get(there.mean(FRAMEWORK)), here.mean())
+
+
+@pytest.mark.parametrize("text", CODECS)
+def test_sums_of_large_tensors_are_the_cpus(text):
+    values = large()
+    here, there = fc.Aggregator(like=values), fc.Aggregator(like=values, device="cuda")
+    for seed in range(2):
+        payload = fc.parse(text).encode(large(seed), seed=seed)
+        here.add(payload, 0.3)
+        there.add(payload, 0.3)
+    assert_same(there.state_dict()["sums"], here.state_dict()["sums"])
+
+
+def test_aggregators_merge_and_travel():
+    values = mixed()
+    payload = fc.parse("topk(0.3) | int8").encode(values)
+    here, there = fc.Aggregator(), fc.Aggregator(device="cuda")
+    here.add(payload, 2)
+    there.add(payload, 3)
+    both = copy.deepcopy(there)
+    both.merge(here)
+    back = copy.deepcopy(here)
+    back.merge(there)
+    assert_same(both.state_dict()["sums"], back.state_dict()["sums"])
+    assert_same(get(pickle.loads(pickle.dumps(both)).mean(FRAMEWORK)), back.mean())
+    loaded = fc.Aggregator(device="cuda")
+    loaded.load_state_dict(back.state_dict())
+    assert_same(get(loaded.mean(FRAMEWORK)), back.mean())
+
+
+# --- error feedback -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", CODECS)
+def test_feedback_is_the_cpus(text):
+    here, there = fc.ErrorFeedback(text), fc.ErrorFeedback(text)
+    for turn in range(4):
+        values = mixed(turn)
+        assert there.encode(put(values)) == here.encode(values)
+        for feedback in (here, there):
+            feedback.reject() if turn == 1 else feedback.accept()
+        assert_same(there.residual, here.residual)
+
+
+def test_feedback_moves_between_devices():
+    here, there = fc.ErrorFeedback("topk(0.2) | int8"), fc.ErrorFeedback("topk(0.2) | int8")
+    for turn in range(6):
+        values = mixed(turn)
+        payload = there.encode(put(values) if turn % 2 else values)
+        assert payload == here.encode(values)
+        there = pickle.loads(pickle.dumps(there))
+        loaded = fc.ErrorFeedback(there.codec)
+        loaded.load_state_dict(there.state_dict())
+        there = loaded
+        here.accept()
+        there.accept()
+        assert_same(there.residual, here.residual)
+
+
+# --- what is wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["int8", "topk(0.1)", "sign", "topk(0.1) | ternary", "raw"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_values_are_named_as_on_the_cpu(text, bad):
+    values = mixed()
+    values["conv"].reshape(-1)[3] = bad
+    with pytest.raises(fc.NonFiniteError) as expected:
+        fc.parse(text).encode(values)
+    with pytest.raises(fc.NonFiniteError) as found:
+        fc.parse(text).encode(put(values))
+    assert str(found.value) == str(expected.value)
+
+
+def test_values_beyond_a_narrower_dtype_are_named():
+    values = [np.array([1.0, 1e300]), np.array([1e6], np.float32)]
+    for text in ("int8", 'cast("float16")'):
+        with pytest.raises(fc.NonFiniteError) as expected:
+            fc.parse(text).encode(values)
+        with pytest.raises(fc.NonFiniteError) as found:
+            fc.parse(text).encode(put(values))
+        assert str(found.value) == str(expected.value)
+
+
+def test_a_failed_decode_leaves_its_target():
+    values = large()
+    payload = bytearray(fc.parse("topk(0.01) | int8").encode(values))
+    out = put(values)
+    for at in range(100, len(payload), 397):
+        broken = bytearray(payload)
+        broken[at] ^= 0x55
+        broken[-4:] = ops.crc32(bytes(broken[:-4])).to_bytes(4, "little")
+        before = copy.deepcopy(get(out))
+        try:
+            fc.decode(broken, out=out)
+        except fc.DecodeError:
+            assert_same(get(out), before)
+
+
+def test_devices_do_not_mix():
+    values = {"a": put(np.ones(3, np.float32)), "b": np.ones(3, np.float32)}
+    with pytest.raises(TypeError, match="'b' is not on the GPU"):
+        fc.Int8().encode(values)
+    with pytest.raises(TypeError, match="'a' is on a GPU"):
+        fc.Int8().encode(dict(reversed(values.items())))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cuda:x"])
+def test_devices_that_are_not_there(device):
+    payload = fc.Int8().encode(np.ones(3, np.float32))
+    with pytest.raises(fc.BackendError, match=device):
+        fc.decode(payload, device=device)
+    with pytest.raises(fc.BackendError, match=device):
+        fc.Aggregator(device=device)
+
+
+def test_frameworks_without_arrays_on_a_gpu():
+    payload = fc.Int8().encode(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="numpy"):
+        fc.decode(payload, device="cuda", framework="numpy")
+    with pytest.raises(ValueError, match="device='cuda'"):
+        fc.decode(payload, framework="cupy") if gpu_arrays.EMULATED else fc.decode(
+            payload, framework=_cupy()
+        )
+
+
+def _cupy():
+    pytest.importorskip("cupy")
+    return "cupy"
