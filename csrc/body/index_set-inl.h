@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -11,6 +10,7 @@
 #include "fedcodec/body.h"
 #include "fedcodec/parallel.h"
 #include "fedcodec/reader.h"
+#include "fedcodec/tiles.h"
 #include "layout-inl.h"
 
 namespace fedcodec {
@@ -18,17 +18,6 @@ namespace {
 
 // --- writing bytes
 // -----------------------------------------------------------------------------------------------------
-
-size_t put_varint(uint8_t* at, uint64_t value) {
-  size_t n = 0;
-  for (; value > 0x7f; value >>= 7) at[n++] = static_cast<uint8_t>(value | 0x80);
-  at[n++] = static_cast<uint8_t>(value);
-  return n;
-}
-
-size_t varint_size(uint64_t value) {
-  return (static_cast<size_t>(std::bit_width(value | 1)) + 6) / 7;
-}
 
 class Writer {
  public:
@@ -80,46 +69,6 @@ class Writer {
 // --- packing a sparse index set
 // ------------------------------------------------------------------------------------------
 
-enum Mode : uint8_t { kBitmap = 0, kList = 1, kRice = 2 };
-
-struct Tile {
-  unsigned mode;
-  bool complement;
-  unsigned r;
-  uint64_t coded;  // the size of the coded set
-  uint64_t unary;  // bits of the unary string
-
-  uint64_t kept(uint64_t length) const { return complement ? length - coded : coded; }
-};
-
-size_t tile_bytes(const Tile& tile, uint64_t length) {
-  switch (tile.mode) {
-    case kBitmap:
-      return ceil_div(length, 8);
-    case kList:
-      return 2 * tile.coded;
-    default:
-      return ceil_div(tile.coded * tile.r, 8) + ceil_div(tile.unary, 8);
-  }
-}
-
-size_t header_bytes(const Tile& tile) {
-  const bool has_unary = tile.mode == kRice && tile.coded > 0;
-  return 1 + varint_size(tile.coded) + (has_unary ? varint_size(tile.unary) : 0);
-}
-
-unsigned tile_bits(uint64_t n, uint64_t kept) {
-  unsigned t = kMinTileBits;
-  // coded * 2^t < 512 * n, with nothing to overflow.
-  const bool dense = kept > n / 2;
-  const uint64_t coded = dense ? n - kept : kept;
-  while (t < (dense ? kMaxDenseBits : kMaxTileBits) &&
-         coded < ceil_div(n, uint64_t{1} << (t - 9)) && uint64_t{1} << t < n) {
-    ++t;
-  }
-  return t;
-}
-
 // Tiles of 2^t elements, one after the other.
 class TilePacker {
  public:
@@ -130,13 +79,20 @@ class TilePacker {
   // The next tile: the m positions that it keeps, from its start.
   void add(const uint32_t* positions, size_t m, uint64_t length) {
     const uint32_t* coded = positions;
-    const bool complement = 2 * m > length;
+    const bool complement = codes_complement(m, length);
     if (complement) {
       if (others_.size() < length - m) others_.resize(length - m);
       kernels_.complement(positions, m, length, others_.data());
       coded = others_.data();
     }
-    const Tile tile = choose(coded, complement, m, length);
+    RiceRange range = {};
+    uint64_t sums[3] = {};
+    const uint64_t c = complement ? length - m : m;
+    if (c > 0) {
+      range = rice_range(coded[c - 1], c);
+      kernels_.gap_sums(coded, c, range.least, sums);
+    }
+    const Tile tile = choose_tile(t_, length, m, range, sums);
     header(tile);
     data(tile, tile.mode == kBitmap ? positions : coded, length);
   }
@@ -152,46 +108,10 @@ class TilePacker {
   size_t size() const { return 1 + headers_.size() + data_.size(); }
 
  private:
-  Tile choose(const uint32_t* coded, bool complement, size_t m, uint64_t length) const {
-    const uint64_t c = complement ? length - m : m;
-    const Tile list = {kList, complement, 0, c, 0};
-    if (c == 0) return t_ == kMinTileBits ? list : Tile{kRice, complement, 0, 0, 0};
-    Tile best = rice(coded, complement, c);
-    size_t least = size_of(best, length);
-    if (t_ == kMinTileBits && size_of(list, length) <= least) {
-      best = list;
-      least = size_of(list, length);
-    }
-    const Tile bitmap = {kBitmap, false, 0, m, 0};
-    return size_of(bitmap, length) < least ? bitmap : best;
-  }
-
-  Tile rice(const uint32_t* coded, bool complement, uint64_t c) const {
-    const uint64_t gaps = coded[c - 1] - (c - 1);
-    const unsigned most =
-        static_cast<unsigned>(std::bit_width(std::max<uint64_t>(1, gaps / c))) - 1;
-    const unsigned least = most < 2 ? 0 : most - 2;
-    uint64_t sums[3];
-    kernels_.gap_sums(coded, c, least, sums);
-    Tile best = {kRice, complement, least, c, sums[0] + c};
-    for (unsigned r = least + 1; r <= most; ++r) {
-      const Tile tile = {kRice, complement, r, c, sums[r - least] + c};
-      if (tile_bytes(tile, 0) < tile_bytes(best, 0)) best = tile;
-    }
-    return best;
-  }
-
-  static size_t size_of(const Tile& tile, uint64_t length) {
-    return header_bytes(tile) + tile_bytes(tile, length);
-  }
-
   void header(const Tile& tile) {
     const size_t at = headers_.size();
     headers_.resize(at + header_bytes(tile));
-    uint8_t* out = headers_.data() + at;
-    *out++ = static_cast<uint8_t>(tile.mode | (tile.complement ? 4u : 0u) | tile.r << 3);
-    out += put_varint(out, tile.coded);
-    if (tile.mode == kRice && tile.coded > 0) put_varint(out, tile.unary);
+    put_header(headers_.data() + at, tile);
   }
 
   void data(const Tile& tile, const uint32_t* positions, uint64_t length) {
@@ -257,7 +177,7 @@ Tile read_header(Reader& in, unsigned t, uint64_t length) {
                                           : tile.mode == kRice && tile.r <= kMaxRice;
   if (!valid) throw Malformed{"a tile's header is not one of the format", start};
   if (tile.coded > length) throw Malformed{"a tile codes more positions than it has", start};
-  if (tile.mode == kRice && tile.coded > 0) tile.unary = in.varint("the length of a unary string");
+  if (tile.has_unary()) tile.unary = in.varint("the length of a unary string");
   return tile;
 }
 
@@ -287,10 +207,7 @@ void check_rice(const Kernels& kernels, const Tile& tile, uint64_t length, Reade
       kernels.count_bits(unary, ceil_div(tile.unary, 8)) != tile.coded) {
     throw Malformed{"a tile's unary string does not end with its last one", start};
   }
-  const uint64_t quotients = tile.unary - tile.coded;
-  const uint64_t remainder = kernels.sum_remainders(remainders, tile.coded, tile.r);
-  if (quotients > length >> tile.r ||
-      (quotients << tile.r) + remainder + tile.coded - 1 >= length) {
+  if (!rice_ends_within(tile, length, kernels.sum_remainders(remainders, tile.coded, tile.r))) {
     throw Malformed{"a tile's positions leave the tile", start};
   }
 }

@@ -11,6 +11,7 @@
 #include "fedcodec/arith.h"
 #include "fedcodec/body.h"
 #include "fedcodec/memory.h"
+#include "fedcodec/tiles.h"
 #include "fedcodec/typed.h"
 
 namespace fedcodec {
@@ -19,11 +20,7 @@ namespace {
 constexpr size_t kWindow = size_t{1} << 16;  // positions at a time
 constexpr size_t kChunk = size_t{1} << 14;   // values at a time
 constexpr size_t kCopied = size_t{1} << 11;  // values that the first cache holds with their copy
-constexpr unsigned kMinTileBits = 16;
-constexpr unsigned kMaxTileBits = 31;
-constexpr unsigned kMaxDenseBits = 20;  // what a tile keeps lies in memory while it is packed
-constexpr unsigned kMaxRice = 30;
-constexpr double kRoundings = 1 + 0x1p-20;  // more than the rounding of a sum can add
+constexpr double kRoundings = 1 + 0x1p-20;   // more than the rounding of a sum can add
 
 bool is_half(Dtype dtype) { return dtype == Dtype::kFloat16 || dtype == Dtype::kBfloat16; }
 
@@ -55,8 +52,6 @@ double round_magnitude(Dtype dtype, double magnitude) {
       return magnitude;
   }
 }
-
-uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 
 // For sizes that bytes claim: what saturates is more than any payload has left.
 uint64_t multiply(uint64_t a, uint64_t b) {
