@@ -12,6 +12,7 @@
 #include "device.h"
 #include "fedcodec/body.h"
 #include "fedcodec/kernels.h"
+#include "fedcodec/tiles.h"
 #include "fedcodec/typed.h"
 
 namespace fedcodec::cuda {
@@ -107,15 +108,11 @@ void sum(const void* update, Dtype held, const void* residual, uint64_t n, bool 
 
 // A wire tile as it will be written.
 struct PlannedTile {
-  uint64_t begin;  // of its coded positions, in the array of them all
-  uint64_t coded;
-  uint64_t unary;   // bits
-  uint32_t length;  // elements
+  Tile tile;
+  uint64_t begin;   // of the positions that it keeps, among all
+  uint64_t start;   // in its group
+  uint32_t length;  // elements; 0: the slot is empty
   uint32_t group;
-  uint8_t mode;
-  bool complement;
-  uint8_t r;
-  uint8_t t;  // of the group
 };
 
 // One for each group, in device memory: what was planned.
@@ -129,38 +126,40 @@ struct PlannedSet {
 
 struct Plans {
   PlannedTile* tiles;
-  uint64_t slots;            // at least as many as there are tiles, 2^16 elements each
+  uint64_t slots;            // one for every 2^16 elements of a group
   uint64_t* headers_before;  // slots + 1: bytes of the headers of all slots before, in all groups
   uint64_t* data_before;     // slots + 1
   PlannedSet* sets;          // groups
-  const uint32_t* coded;     // positions from the tile's start, kept ones or the others
+  const uint32_t* positions;
+  uint32_t* others;  // where a tile keeps more than half, what it does not keep, from its start
 };
 
 // Chooses tiles, modes and parameters (numerics.md, section 7) for the positions kept of each
-// group: [begins[g], begins[g + 1]) of `positions`, which may change. `sizes` is the host's:
-// elements of each group, below 2^32. `kept_at_most` bounds begins[groups].
-Plans plan_tiles(std::span<const uint64_t> sizes, const uint64_t* begins, uint32_t* positions,
+// group: [begins[g], begins[g + 1]) of `positions`, which the plans refer to. `sizes` is the
+// host's: elements of each group, below 2^32. `kept_at_most` bounds begins[groups].
+Plans plan_tiles(std::span<const uint64_t> sizes, const uint64_t* begins, const uint32_t* positions,
                  uint64_t kept_at_most, Workspace& workspace);
 
 // Writes each group's index set, 1 + header_bytes + data_bytes, to out + offsets[g], offsets being
-// in device memory; those bytes are zeroed.
+// in device memory; those bytes are zeroed. `out` is whole aligned 4-byte words: bits are or'ed
+// into those that the sets touch, to which nothing else writes meanwhile.
 void write_tiles(const Plans& plans, uint32_t groups, const uint64_t* offsets, uint8_t* out,
                  Workspace& workspace);
 
-// A wire tile to read; the bytes are checked.
+// A wire tile to read, whose header is checked, and that it has all of its data.
 struct CodedTile {
+  Tile tile;
   const uint8_t* data;
   uint64_t start;   // in its group
   uint64_t before;  // positions of the tiles before, in all groups: where its own are written
-  uint64_t coded;
-  uint64_t unary;
   uint32_t length;
-  uint8_t mode;
-  bool complement;
-  uint8_t r;
 };
 
-// The positions, within their groups, that n tiles keep.
+// Lowers *malformed, UINT32_MAX before, to the lowest index of a tile whose data are not of the
+// format.
+void check_tiles(const CodedTile* tiles, uint64_t n, uint32_t* malformed, Workspace& workspace);
+
+// The positions, within their groups, that n tiles keep; check_tiles has found nothing.
 void unpack_tiles(const CodedTile* tiles, uint64_t n, uint32_t* positions, Workspace& workspace);
 
 // --- values: to bytes

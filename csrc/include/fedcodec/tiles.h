@@ -1,6 +1,6 @@
 // Tiles of an index set, their bytes and our choice of them, for every backend: docs/format.md,
-// section 4, and docs/numerics.md, section 7. Nothing of <bit>: nvcc turns it into wrong code
-// without a word.
+// section 4, and docs/numerics.md, section 7. Loops instead of std::bit_width, of which nvcc makes
+// 0 on the device.
 #pragma once
 
 #include <cstddef>
@@ -80,11 +80,11 @@ FEDCODEC_HD bool rice_ends_within(const Tile& tile, uint64_t length, uint64_t re
 
 FEDCODEC_HD unsigned tile_bits(uint64_t n, uint64_t kept) {
   unsigned t = kMinTileBits;
-  // coded * 2^t < 512 * n, with nothing to overflow.
   const bool dense = kept > n / 2;
   const uint64_t coded = dense ? n - kept : kept;
-  while (t < (dense ? kMaxDenseBits : kMaxTileBits) &&
-         coded < ceil_div(n, uint64_t{1} << (t - 9)) && uint64_t{1} << t < n) {
+  // The last is coded * 2^t < 512 * n, with nothing to overflow.
+  while (t < (dense ? kMaxDenseBits : kMaxTileBits) && uint64_t{1} << t < n &&
+         coded <= (n - 1) >> (t - 9)) {
     ++t;
   }
   return t;
