@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto tests $(PYTEST_ARGS)
 WORKFLOW := $(BIN)/cmake --workflow --preset
 CXX_SOURCES := $(shell find csrc tests/native tests/cuda_emulator -name '*.cc' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test bench test-all test-native test-neon test-asan test-slow test-isa build lint tidy format clean
+.PHONY: demo test bench test-all test-native test-neon test-asan test-cuda test-slow test-isa build lint tidy format clean
 
 demo: build
 	$(BIN)/fedcodec simulate --output out/demo
@@ -27,7 +27,7 @@ bench: .venv/bench
 	$(BIN)/fedcodec bench --output benchmarks/results $(BENCH_ARGS)
 
 # CI reads the closing line of the last run, so one that has passing tests on every machine ends it.
-test-all: lint tidy test-native test-neon test-asan test-slow test-isa
+test-all: lint tidy test-native test-neon test-asan test-cuda test-slow test-isa
 
 test-native: build
 	$(WORKFLOW) native
@@ -41,17 +41,37 @@ else
 	$(WORKFLOW) aarch64
 endif
 
-# An environment of its own, which finds all other packages in the first one. libstdc++ is preloaded
-# as well, or the first exception dies; pytest must leave stderr to the sanitizers' reports.
-test-asan: build
-	$(BIN)/python -m venv --without-pip build/asan
+# An environment of its own, which finds all other packages in the first one.
+define ENVIRONMENT
+	$(BIN)/python -m venv --without-pip $(1)
 	$(BIN)/python -c 'import site; print(*site.getsitepackages())' \
-	  > "$$(build/asan/bin/python -c 'import site; print(*site.getsitepackages())')/deps.pth"
-	FEDCODEC_SANITIZE=address,undefined $(PIP) --python build/asan/bin/python install --quiet \
-	  --no-build-isolation --no-deps -C cmake.build-type=RelWithDebInfo .
+	  > "$$($(1)/bin/python -c 'import site; print(*site.getsitepackages())')/deps.pth"
+endef
+INSTALL_IN = $(PIP) --python $(1)/bin/python install --quiet --no-build-isolation --no-deps
+
+# libstdc++ is preloaded as well, or the first exception dies; pytest must leave stderr to the
+# sanitizers' reports.
+test-asan: build
+	$(call ENVIRONMENT,build/asan)
+	FEDCODEC_SANITIZE=address,undefined $(call INSTALL_IN,build/asan) \
+	  -C cmake.build-type=RelWithDebInfo .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  build/asan/bin/python -m pytest -q -n auto tests --capture=sys -m 'native and not slow' $(PYTEST_ARGS)
+
+# The tests for a GPU on an emulated one; then, where there is nvcc, what the true module does
+# without a GPU.
+test-cuda: build
+	$(call ENVIRONMENT,build/emulated)
+	FEDCODEC_CUDA=EMULATED $(call INSTALL_IN,build/emulated) .
+	build/emulated/bin/python -m pytest -q -n auto tests -m gpu $(PYTEST_ARGS)
+ifeq ($(shell command -v nvcc),)
+	@echo "skipped: the CUDA module needs nvcc"
+else
+	$(call ENVIRONMENT,build/cuda)
+	FEDCODEC_CUDA=ON $(call INSTALL_IN,build/cuda) .
+	build/cuda/bin/python -m pytest -q -n auto tests -m gpu $(PYTEST_ARGS)
+endif
 
 test-slow: build
 	$(PYTEST) -m slow

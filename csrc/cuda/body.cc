@@ -625,9 +625,7 @@ class Runner {
       const uint8_t* const bytes = data.take(tile_bytes(tile, length), "a tile");
       const uint64_t kept = tile.kept(length);
       if (kept > 0) {
-        tiles.push_back({on_device(bytes), begin, before, tile.coded, tile.unary,
-                         static_cast<uint32_t>(length), static_cast<uint8_t>(tile.mode),
-                         tile.complement, static_cast<uint8_t>(tile.r)});
+        tiles.push_back({tile, on_device(bytes), begin, before, static_cast<uint32_t>(length)});
       }
       before += kept;
     });
@@ -639,8 +637,11 @@ class Runner {
     for_each_tile(0, set.n, kMinTileBits, [&](uint64_t begin, uint64_t length) {
       const uint64_t kept = plan_.kernels.count_bits(set.bits + begin / 8, ceil_div(length, 8));
       if (kept > 0) {
-        tiles.push_back({bits + begin / 8, begin, before, kept, 0, static_cast<uint32_t>(length),
-                         kBitmap, false, 0});
+        tiles.push_back({{kBitmap, false, 0, kept, 0},
+                         bits + begin / 8,
+                         begin,
+                         before,
+                         static_cast<uint32_t>(length)});
       }
       before += kept;
     });
