@@ -98,44 +98,16 @@ Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
 
 std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,
                                  uint64_t n) {
-  const unsigned t = tile_bits(n, positions.size());
-  const uint64_t full = uint64_t{1} << t;
-  TilePacker packer(kernels, t, n);
-  const auto tile = buffer<uint32_t>(std::min<uint64_t>(full, positions.size()));
-  bool valid = true;
-  size_t next = 0;
-  for (uint64_t start = 0; start < n && valid; start += full) {
-    const uint64_t length = std::min(full, n - start);
-    const int64_t end = static_cast<int64_t>(start + length);
-    auto rest = positions.subspan(next);
-    if (rest.size() > length) rest = rest.first(length);
-    // Doubling finds the end of a tile near its beginning.
-    for (size_t reach = 1; reach < rest.size(); reach *= 2) {
-      if (rest[reach - 1] >= end) rest = rest.first(reach);
-    }
-    const size_t m =
-        static_cast<size_t>(std::lower_bound(rest.begin(), rest.end(), end) - rest.begin());
-    // Whatever their order is: it is looked at once they are narrow.
-    uint64_t all = 0;
-    for (size_t i = 0; i < m; ++i) {
-      const uint64_t position = static_cast<uint64_t>(rest[i]) - start;
-      all |= position;
-      tile[i] = static_cast<uint32_t>(position);
-    }
-    uint32_t gaps = 0;
-    for (size_t i = 1; i < m; ++i) gaps |= tile[i] - tile[i - 1] - 1;
-    // All are below 2^31, so that a step back shows in the topmost bit.
-    valid = (all | gaps) >> kMaxTileBits == 0 && (m == 0 || tile[m - 1] < length);
-    if (valid) packer.add(tile.get(), m, length);
-    next += m;
-  }
-  if (!valid || next != positions.size())
+  try {
+    const std::vector<TilePacker> packers = pack_tiles(kernels, positions, n);
+    std::vector<uint8_t> bytes(TilePacker::size(packers));
+    Writer out(bytes);
+    TilePacker::write(packers, out);
+    return bytes;
+  } catch (const NotIncreasing&) {
     throw std::invalid_argument("positions must increase strictly, from 0 to below " +
                                 std::to_string(n));
-  std::vector<uint8_t> bytes(packer.size());
-  Writer out(bytes);
-  TilePacker::write({&packer, 1}, out);
-  return bytes;
+  }
 }
 
 uint64_t check_sparse(const Kernels& kernels, Reader& reader, uint64_t n) {

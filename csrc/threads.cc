@@ -199,10 +199,10 @@ size_t thread_count() {
 
 void set_thread_count(size_t n) { count_set = std::clamp<size_t>(n, 1, kMostThreads); }
 
-Ranges cut_ranges(uint64_t n, uint64_t step) {
-  const size_t threads = n < 2 * kLeastRange || in_range ? 1 : thread_count();
+Ranges cut_ranges(uint64_t n, uint64_t step, uint64_t least) {
+  const size_t threads = n < 2 * least || in_range ? 1 : thread_count();
   if (threads == 1) return {n, std::max<uint64_t>(n, 1)};
-  const uint64_t length = std::max(n / (kRangesPerThread * threads) + 1, kLeastRange);
+  const uint64_t length = std::max(n / (kRangesPerThread * threads) + 1, least);
   Ranges ranges = {n, ((length - 1) / step + 1) * step};
   ranges.threads = static_cast<size_t>(std::min<uint64_t>(threads, ranges.count()));
   return ranges;

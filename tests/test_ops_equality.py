@@ -305,6 +305,12 @@ def test_positions_that_do_not_increase_are_refused(positions: list[int]) -> Non
             ops.pack_sparse(np.full(100_000, 1), 70_000)  # more than a tile has room for
 
 
+@pytest.mark.parametrize("positions", [[], [5], [0, 2**43, 2**44 - 1]])
+def test_few_positions_of_a_vast_range_take_little_memory(positions: list[int]) -> None:
+    packed = check("pack_sparse", np.array(positions, np.int64), 2**44)
+    check("unpack_sparse", packed, 2**44)
+
+
 # --- at positions, sums -------------------------------------------------------------------------------------------
 
 PAIRS = [(np.float32, np.float32), (np.float32, np.float64), (np.float64, np.float64)]

@@ -453,6 +453,7 @@ print(after - before, count() - before, torch.get_num_threads())
 
 X = np.random.default_rng(3).standard_t(4, 600_001).astype(np.float32)
 MASK = X > 0.5
+PLACES = np.flatnonzero(MASK)
 KERNELS = {
     "apply_mask": lambda: ops.apply_mask(X, MASK),
     "pack_mask": lambda: ops.pack_mask(MASK),
@@ -473,6 +474,8 @@ KERNELS = {
     "widen": lambda: ops.widen(ops.narrow(X, "bfloat16"), "bfloat16"),
     "philox": lambda: ops.philox(1, 2, 3, X.size),
     "crc32": lambda: ops.crc32(X, 7),
+    "pack_sparse": lambda: ops.pack_sparse(PLACES, X.size),
+    "pack_sparse, most": lambda: ops.pack_sparse(np.flatnonzero(X < 1), X.size),
     "accumulate": lambda: _sum(lambda total: ops.accumulate(total, X, 0.3)),
     "accumulate_codes": lambda: _sum(
         lambda total: ops.accumulate_codes(
@@ -515,6 +518,20 @@ def test_kernels_name_the_first_wrong_element(call):
             call(values)
 
     on_threads(run)
+
+
+@native_backend
+@pytest.mark.parametrize("swapped", [1000, 131_071, 400_000, 599_999])
+def test_positions_that_do_not_increase_are_refused_by_any_number(swapped):
+    for values in ((swapped + 1, swapped), (swapped, swapped), (swapped, 2**40)):
+        positions = np.arange(600_001)
+        positions[[swapped, swapped + 1]] = values
+
+        def run(positions=positions):
+            with pytest.raises(ValueError, match="increase strictly, from 0 to below 600001"):
+                ops.backend().pack_sparse(positions, 600_001)
+
+        on_threads(run)
 
 
 @linux

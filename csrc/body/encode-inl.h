@@ -448,34 +448,10 @@ class Encoder {
   template <class W>
   void in_one_pass(const Source<W>& source, size_t number) {
     const Selection<W> kept = select(source, number);
-    pack_tiles(kept.positions.get(), kept.size, source.group.n);
+    const std::span positions(kept.positions.get(), kept.size);
+    TilePacker::write(pack_tiles(kernels_, positions, source.group.n), out_);
     if (kept.size > 0) return values(source, kept.values.get(), kept.size);
     require_finite_parts(source);
-  }
-
-  // Changes the positions.
-  void pack_tiles(uint32_t* positions, uint64_t m, uint64_t n) {
-    const unsigned t = tile_bits(n, m);
-    const uint64_t full = uint64_t{1} << t;
-    const Ranges ranges = cut_ranges(n, full);
-    std::vector<TilePacker> packers;
-    std::vector<uint32_t*> ends = {positions};  // of the ranges, and where the first begins
-    for (uint64_t begin = 0; begin < n; begin += ranges.length) {
-      const uint64_t end = std::min(n, begin + ranges.length);
-      packers.emplace_back(kernels_, t, end - begin);
-      ends.push_back(std::lower_bound(ends.back(), positions + m, end));
-    }
-    run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
-      const uint64_t range = ranges.index(begin);
-      uint32_t* next = ends[range];
-      for_each_tile(begin, end, t, [&](uint64_t start, uint64_t length) {
-        uint32_t* const stop = std::lower_bound(next, ends[range + 1], start + length);
-        std::for_each(next, stop, [start](uint32_t& p) { p -= static_cast<uint32_t>(start); });
-        packers[range].add(next, static_cast<size_t>(stop - next), length);
-        next = stop;
-      });
-    });
-    TilePacker::write(packers, out_);
   }
 
   template <class W>
@@ -497,7 +473,7 @@ class Encoder {
     const uint64_t n = source.group.n;
     const unsigned t = tile_bits(n, m);
     const uint64_t full = uint64_t{1} << t;
-    TilePacker packer(kernels_, t, n);
+    TilePacker packer(kernels_, t, n, m);
     // A kernel may write as much as it reads before it knows what is kept.
     const auto kept = buffer<W>(m + kWindow);
     const auto positions = buffer<uint32_t>(std::min(m, full) + kWindow);

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "fedcodec/body.h"
@@ -72,8 +74,11 @@ class Writer {
 // Tiles of 2^t elements, one after the other.
 class TilePacker {
  public:
-  TilePacker(const Kernels& kernels, unsigned t, uint64_t elements) : kernels_(kernels), t_(t) {
-    data_.reserve(ceil_div(elements, 8));  // at most bitmaps; what is not written is not touched
+  // Of so many elements, of which so many are kept.
+  TilePacker(const Kernels& kernels, unsigned t, uint64_t elements, uint64_t kept)
+      : kernels_(kernels), t_(t) {
+    // At most bitmaps, most likely less than lists; what is not written is not touched.
+    data_.reserve(std::min(ceil_div(elements, 8), 2 * kept));
   }
 
   // The next tile: the m positions that it keeps, from its start.
@@ -105,7 +110,11 @@ class TilePacker {
     for (const TilePacker& packer : packers) out.bytes(packer.data_.data(), packer.data_.size());
   }
 
-  size_t size() const { return 1 + headers_.size() + data_.size(); }
+  static size_t size(std::span<const TilePacker> packers) {
+    size_t n = 1;
+    for (const TilePacker& packer : packers) n += packer.headers_.size() + packer.data_.size();
+    return n;
+  }
 
  private:
   void header(const Tile& tile) {
@@ -140,6 +149,86 @@ class TilePacker {
   std::vector<uint8_t> headers_, data_;
   std::vector<uint32_t> others_;
 };
+
+template <class F>
+void for_each_tile(uint64_t begin, uint64_t end, unsigned t, F&& f) {
+  const uint64_t full = uint64_t{1} << t;
+  for (uint64_t start = begin; start < end; start += full) f(start, std::min(full, end - start));
+}
+
+// Ranges of n elements where only the kept ones are work.
+Ranges cut_sparse(uint64_t n, uint64_t step, uint64_t kept) {
+  if (kept < 2 * kLeastPositions) return {n, std::max<uint64_t>(n, 1)};
+  return cut_ranges(n, step);
+}
+
+// The positions of a tile, counted from its start: where they lie.
+uint32_t* to_tile(std::span<uint32_t> positions, uint64_t start, uint64_t, uint32_t*) {
+  for (uint32_t& position : positions) position -= static_cast<uint32_t>(start);
+  return positions.data();
+}
+
+struct NotIncreasing {};
+
+// The same at `to`. Throws NotIncreasing unless they increase strictly and lie in the tile.
+uint32_t* to_tile(std::span<const int64_t> positions, uint64_t start, uint64_t length,
+                  uint32_t* to) {
+  if (positions.empty()) return to;
+  const auto from_start = [&](size_t i) { return static_cast<uint64_t>(positions[i]) - start; };
+  // Gaps in a tile are below 2^31: a step back shows above.
+  uint64_t gaps = from_start(0);
+  to[0] = static_cast<uint32_t>(from_start(0));
+  for (size_t i = 1; i < positions.size(); ++i) {
+    gaps |= from_start(i) - from_start(i - 1) - 1;
+    to[i] = static_cast<uint32_t>(from_start(i));
+  }
+  if (gaps >> kMaxTileBits != 0 || from_start(positions.size() - 1) >= length)
+    throw NotIncreasing{};
+  return to;
+}
+
+// Packs n elements of which those positions are kept; may change them, see to_tile.
+template <class Position>
+std::vector<TilePacker> pack_tiles(const Kernels& kernels, std::span<Position> positions,
+                                   uint64_t n) {
+  constexpr bool kNarrow = std::is_same_v<Position, uint32_t>;
+  const auto before = [](int64_t position, uint64_t end) {
+    return position < static_cast<int64_t>(end);
+  };
+  const unsigned t = tile_bits(n, positions.size());
+  const Ranges ranges = cut_sparse(n, uint64_t{1} << t, positions.size());
+  std::vector<TilePacker> packers;
+  std::vector<std::span<Position>> parts;
+  auto rest = positions;
+  for (uint64_t i = 0; i < ranges.count(); ++i) {
+    const uint64_t begin = i * ranges.length;
+    const uint64_t end = std::min(n, begin + ranges.length);
+    // The last takes what is left over, too.
+    const bool last = i + 1 == ranges.count();
+    const auto stop = last ? rest.end() : std::lower_bound(rest.begin(), rest.end(), end, before);
+    parts.push_back(rest.first(static_cast<size_t>(stop - rest.begin())));
+    rest = rest.subspan(parts.back().size());
+    packers.emplace_back(kernels, t, end - begin, parts.back().size());
+  }
+  run_ranges(ranges, [&](uint64_t begin, uint64_t end) {
+    const uint64_t range = ranges.index(begin);
+    std::span<Position> left = parts[range];
+    const auto room = buffer<uint32_t>(kNarrow ? 0 : std::min(left.size(), size_t{1} << t));
+    for_each_tile(begin, end, t, [&](uint64_t start, uint64_t length) {
+      // Doubling finds the end of a tile near its beginning.
+      auto tile = left.first(std::min<uint64_t>(left.size(), length));
+      for (size_t reach = 1; reach < tile.size(); reach *= 2) {
+        if (!before(tile[reach - 1], start + length)) tile = tile.first(reach);
+      }
+      const auto stop = std::lower_bound(tile.begin(), tile.end(), start + length, before);
+      tile = tile.first(static_cast<size_t>(stop - tile.begin()));
+      packers[range].add(to_tile(tile, start, length, room.get()), tile.size(), length);
+      left = left.subspan(tile.size());
+    });
+    if (!left.empty()) throw NotIncreasing{};
+  });
+  return packers;
+}
 
 // At most a bitmap for every tile, whatever is chosen.
 uint64_t sparse_bound(uint64_t n) { return 1 + 8 * (n / kWindow + 1) + n / 8; }
@@ -224,12 +313,6 @@ void check_tile(const Kernels& kernels, const Tile& tile, uint64_t length, Reade
   } else {
     check_rice(kernels, tile, length, in);
   }
-}
-
-template <class F>
-void for_each_tile(uint64_t begin, uint64_t end, unsigned t, F&& f) {
-  const uint64_t full = uint64_t{1} << t;
-  for (uint64_t start = begin; start < end; start += full) f(start, std::min(full, end - start));
 }
 
 IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {

@@ -19,6 +19,8 @@ void set_thread_count(size_t n);  // from 1 to kMostThreads
 #define FEDCODEC_LEAST_RANGE 1 << 17
 #endif
 constexpr uint64_t kLeastRange = FEDCODEC_LEAST_RANGE;
+// As much work, of positions: each takes as long as some elements that are read in order.
+constexpr uint64_t kLeastPositions = kLeastRange / 8;
 
 // [0, n) cut into ranges of equal length, not 0, but for the last.
 struct Ranges {
@@ -30,8 +32,9 @@ struct Ranges {
   uint64_t index(uint64_t begin) const { return begin / length; }
 };
 
-// As few as keep all threads busy; one inside another range. Ranges begin at multiples of `step`.
-Ranges cut_ranges(uint64_t n, uint64_t step = 1);
+// As few as keep all threads busy, each of `least` elements or more but for the last; one inside
+// another range. Ranges begin at multiples of `step`.
+Ranges cut_ranges(uint64_t n, uint64_t step = 1, uint64_t least = kLeastRange);
 
 // What does body(begin, end): a reference to it, which allocates nothing.
 class RangeBody {
