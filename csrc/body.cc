@@ -110,18 +110,29 @@ std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t
   }
 }
 
-uint64_t check_sparse(const Kernels& kernels, Reader& reader, uint64_t n) {
-  return read_tiles(kernels, reader, n).kept;
-}
+struct SparseSet::Checked {
+  IndexSet set;
+};
 
-void unpack_sparse(const Kernels& kernels, Reader reader, uint64_t n, int64_t* positions) {
-  const IndexSet set = read_tiles(kernels, reader, n);
-  Positions all(kernels);
+SparseSet::SparseSet(const Kernels& kernels, Reader& reader, uint64_t n)
+    : checked_(new Checked{read_tiles(kernels, reader, n)}) {}
+SparseSet::~SparseSet() = default;
+
+uint64_t SparseSet::kept() const { return checked_->set.kept; }
+
+void SparseSet::unpack(const Kernels& kernels, int64_t* positions) const {
+  const IndexSet& set = checked_->set;
   Room room;
   room.add(set);
-  all.reserve(room);
-  all.for_each(set, 0, n, [&](uint64_t base, const uint32_t* from, size_t count) {
-    for (size_t i = 0; i < count; ++i) *positions++ = static_cast<int64_t>(base + from[i]);
+  run_ranges(cut_sparse(set.n, set.step, set.kept), [&](uint64_t begin, uint64_t end) {
+    if (begin == end) return;
+    Positions some(kernels);
+    some.reserve(room);
+    int64_t* to = positions + set.entries[begin / set.step].kept;
+    some.for_each(set, begin, end, [&](uint64_t base, const uint32_t* from, size_t count) {
+      for (size_t i = 0; i < count; ++i) to[i] = static_cast<int64_t>(base + from[i]);
+      to += count;
+    });
   });
 }
 

@@ -539,13 +539,11 @@ inline py::tuple unpack_sparse(const py::object& buffer, const py::object& n) {
   const Bytes bytes(buffer);
   const uint64_t size = to_group_size(n);
   Reader reader(bytes.get().data(), 0, bytes.get().size());
-  const uint64_t kept =
-      compute([&](const Kernels& kernels) { return check_sparse(kernels, reader, size); });
-  auto positions = array_of<int64_t>(kept);
+  const SparseSet set =
+      compute([&](const Kernels& kernels) { return SparseSet(kernels, reader, size); });
+  auto positions = array_of<int64_t>(set.kept());
   int64_t* out = positions.mutable_data();
-  compute([&](const Kernels& kernels) {
-    unpack_sparse(kernels, Reader(bytes.get().data(), 0, bytes.get().size()), size, out);
-  });
+  compute([&](const Kernels& kernels) { set.unpack(kernels, out); });
   return py::make_tuple(std::move(positions), reader.offset());
 }
 

@@ -330,8 +330,16 @@ IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {
   for_each_tile(0, n, set.t, [&](uint64_t begin, uint64_t length) {
     if (begin % set.step == 0) set.entries.push_back({headers, in, set.kept});
     const Tile tile = read_header(headers, set.t, length);
-    check_tile(kernels, tile, length, in);
+    in.take(tile_bytes(tile, length), "a tile");
     set.kept += tile.kept(length);
+  });
+  run_ranges(cut_sparse(n, set.step, set.kept), [&](uint64_t begin, uint64_t end) {
+    if (begin == end) return;
+    IndexSet::Entry at = set.entries[begin / set.step];
+    for_each_tile(begin, end, set.t, [&](uint64_t, uint64_t length) {
+      const Tile tile = read_header(at.headers, set.t, length);
+      check_tile(kernels, tile, length, at.data);
+    });
   });
   return set;
 }

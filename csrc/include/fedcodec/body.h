@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -125,9 +126,22 @@ Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, s
 // The index set of a group of n elements by itself; positions are strictly increasing and below n.
 std::vector<uint8_t> pack_sparse(const Kernels& kernels, std::span<const int64_t> positions,
                                  uint64_t n);
-// Returns how many positions the bytes hold and moves the reader to their end.
-uint64_t check_sparse(const Kernels& kernels, Reader& reader, uint64_t n);
-// Only for bytes that passed the check; `positions` has room for all.
-void unpack_sparse(const Kernels& kernels, Reader reader, uint64_t n, int64_t* positions);
+// What `pack_sparse` gives, read back from bytes that stay where they are.
+class SparseSet {
+ public:
+  // Checks the reader's next bytes and moves it to their end; throws Malformed.
+  SparseSet(const Kernels& kernels, Reader& reader, uint64_t n);
+  ~SparseSet();
+  SparseSet(const SparseSet&) = delete;
+  SparseSet& operator=(const SparseSet&) = delete;
+
+  uint64_t kept() const;
+  // `positions` has room for all.
+  void unpack(const Kernels& kernels, int64_t* positions) const;
+
+ private:
+  struct Checked;
+  std::unique_ptr<const Checked> checked_;
+};
 
 }  // namespace fedcodec
