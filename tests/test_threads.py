@@ -476,6 +476,11 @@ KERNELS = {
     "crc32": lambda: ops.crc32(X, 7),
     "pack_sparse": lambda: ops.pack_sparse(PLACES, X.size),
     "pack_sparse, most": lambda: ops.pack_sparse(np.flatnonzero(X < 1), X.size),
+    "unpack_sparse": lambda: ops.unpack_sparse(ops.pack_sparse(PLACES, X.size), X.size),
+    "scatter": lambda: _sum(lambda total: ops.scatter(PLACES, X[PLACES], total)),
+    "accumulate_sparse": lambda: _sum(
+        lambda total: ops.accumulate_sparse(total, PLACES, X[PLACES], 0.3)
+    ),
     "accumulate": lambda: _sum(lambda total: ops.accumulate(total, X, 0.3)),
     "accumulate_codes": lambda: _sum(
         lambda total: ops.accumulate_codes(

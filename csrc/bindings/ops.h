@@ -427,19 +427,24 @@ inline void require_bits(const int8_t* codes, size_t n, unsigned bits) {
 // positions.
 template <class Body>
 void for_each_stretch(const int64_t* positions, size_t n, Body body) {
-  constexpr size_t kStretch = 4096;
-  uint32_t narrow[kStretch];
-  for (size_t i = 0; i < n;) {
-    const int64_t offset = positions[i];
-    size_t m = 0;
-    for (; i + m < n && m < kStretch &&
-           positions[i + m] - offset <= std::numeric_limits<uint32_t>::max();
-         ++m) {
-      narrow[m] = static_cast<uint32_t>(positions[i + m] - offset);
+  run_ranges(cut_ranges(n, 1, kLeastPositions), [&](uint64_t begin, uint64_t end) {
+    uint32_t narrow[kStretch];
+    for (size_t i = begin; i < end;) {
+      const int64_t offset = positions[i];
+      const auto is_near = [&](int64_t position) {
+        return position - offset <= std::numeric_limits<uint32_t>::max();
+      };
+      const int64_t* const first = positions + i;
+      const int64_t* last = first + std::min<uint64_t>(kStretch, end - i);
+      if (!is_near(last[-1])) last = std::partition_point(first, last, is_near);
+      std::transform(first, last, narrow, [offset](int64_t position) {
+        return static_cast<uint32_t>(position - offset);
+      });
+      const size_t m = static_cast<size_t>(last - first);
+      body(i, m, offset, narrow);
+      i += m;
     }
-    body(i, m, offset, narrow);
-    i += m;
-  }
+  });
 }
 
 template <class Float>
