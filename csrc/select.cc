@@ -213,8 +213,16 @@ class Shortlist {
   Shortlist(const Kernels& kernels, Parts<Float> parts)
       : kernels_(kernels), parts_(parts), n_(size_of(parts)), k_(n_), ranges_(cut_ranges(n_)) {}
 
-  // All above a key.
-  void find_above(KeyOf<Float> key) { collect({key, 0}, 0, nullptr); }
+  // What the cut keeps.
+  void find(Cut<KeyOf<Float>> cut) {
+    uint64_t expected = 0;
+    if (n_ >= kFewToSample) {
+      const std::vector<Float> sample = sample_of<Float>(parts_, n_, nullptr);
+      expected = n_ / sample.size() * count_above(kernels_, sample.data(), sample.size(), cut.key);
+    }
+    collect(cut, expected, nullptr);
+    if (cut.ties > 0 && found_.size() > 1) keep(cut);
+  }
 
   // At least the k largest, k > 0, unless the values change meanwhile.
   void find_largest(uint64_t k, Maker<Float>* maker) {
@@ -277,10 +285,14 @@ class Shortlist {
                            [](size_t m, const auto& found) { return m + found.size(); });
   }
 
-  // Leaves the k largest; what equals the least of them is taken from the lower ranges first.
+  // Leaves the k largest.
   void cut() {
     const auto all = values();
-    const Cut<KeyOf<Float>> cut = threshold_of<Float>(kernels_, all, k_);
+    keep(threshold_of<Float>(kernels_, all, k_));
+  }
+
+  // What equals the cut's key is taken from the lower ranges first.
+  void keep(Cut<KeyOf<Float>> cut) {
     std::vector<uint64_t> ties(found_.size(), cut.ties);
     for_each([&](size_t i) {
       if (i + 1 < ties.size()) ties[i] = found_[i].equal_to(cut.key);
@@ -311,6 +323,13 @@ Selection<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k,
   }
   Shortlist<Float> list(kernels, parts);
   list.find_largest(k, maker);
+  return list.take();
+}
+
+template <class Float>
+Selection<Float> select_of(const Kernels& kernels, Parts<Float> parts, Cut<KeyOf<Float>> cut) {
+  Shortlist<Float> list(kernels, parts);
+  list.find(cut);
   return list.take();
 }
 
@@ -348,15 +367,11 @@ Selection<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
   return topk_of(kernels, parts, k, maker);
 }
 
-Selection<float> above(const Kernels& kernels, Parts<float> parts, uint32_t key) {
-  Shortlist<float> list(kernels, parts);
-  list.find_above(key);
-  return list.take();
+Selection<float> select(const Kernels& kernels, Parts<float> parts, Cut<uint32_t> cut) {
+  return select_of(kernels, parts, cut);
 }
-Selection<double> above(const Kernels& kernels, Parts<double> parts, uint64_t key) {
-  Shortlist<double> list(kernels, parts);
-  list.find_above(key);
-  return list.take();
+Selection<double> select(const Kernels& kernels, Parts<double> parts, Cut<uint64_t> cut) {
+  return select_of(kernels, parts, cut);
 }
 
 float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,

@@ -120,6 +120,15 @@ def test_topk_and_compact(parts: list[np.ndarray], density: float) -> None:
     check("compact", parts, threshold, 2 * n)
 
 
+def test_compact_beyond_32_bits() -> None:
+    part = np.zeros((1 << 20) + 1, np.float32)
+    part[[7, 99]] = 1, -1
+    positions, values = cpu.compact([part] * 4097, 1.0, 8193)
+    expected = np.add.outer(np.arange(4097) * part.size, [7, 99]).reshape(-1)
+    assert np.array_equal(positions, expected[:8193])
+    assert np.array_equal(values, np.resize([1, -1], 8193))
+
+
 @thorough
 @given(part_lists, st.floats(0, 100), st.sampled_from(["linear", "lower", "higher"]))
 def test_percentiles(parts: list[np.ndarray], percentile: float, interpolation: str) -> None:

@@ -476,6 +476,8 @@ KERNELS = {
     "crc32": lambda: ops.crc32(X, 7),
     "pack_sparse": lambda: ops.pack_sparse(PLACES, X.size),
     "pack_sparse, most": lambda: ops.pack_sparse(np.flatnonzero(X < 1), X.size),
+    "compact": lambda: ops.compact([X[:5], X[5:]], 0.5),
+    "compact, with ties": lambda: ops.compact(np.round(X), 1.0, 123_456),
     "unpack_sparse": lambda: ops.unpack_sparse(ops.pack_sparse(PLACES, X.size), X.size),
     "scatter": lambda: _sum(lambda total: ops.scatter(PLACES, X[PLACES], total)),
     "accumulate_sparse": lambda: _sum(
@@ -512,7 +514,15 @@ def test_kernels_give_the_same_on_any_number(name):
 
 @native_backend
 @pytest.mark.parametrize(
-    "call", [ops.pack_signs, ops.quantize_int8, lambda x: ops.narrow(x, "float16")]
+    "call",
+    [
+        ops.pack_signs,
+        ops.quantize_int8,
+        lambda x: ops.narrow(x, "float16"),
+        lambda x: ops.compact(x, 0.5),
+        lambda x: ops.compact(x, np.inf),
+        lambda x: ops.scatter(np.arange(x.size), x, np.zeros_like(x)),
+    ],
 )
 def test_kernels_name_the_first_wrong_element(call):
     values = X.copy()

@@ -195,48 +195,74 @@ double percentile_threshold(const PartList<Float>& parts, double percentile,
   });
 }
 
+// Copies what was kept of elements that are counted from `first`.
+template <class Float>
+void copy_selection(const Selection<Float>& kept, int64_t first, int64_t* positions,
+                    Float* values) {
+  in_ranges(kept.size, [&](size_t i, size_t count) {
+    const uint32_t* from = kept.positions.get() + i;
+    std::transform(from, from + count, positions + i,
+                   [first](uint32_t position) { return first + position; });
+    std::copy_n(kept.values.get() + i, count, values + i);
+  });
+}
+
+// Calls body(first element, parts) for stretches of at most kMostInOnePass elements.
+template <class Float, class Body>
+void for_each_pass(Parts<Float> parts, Body body) {
+  std::vector<std::span<const Float>> some;
+  uint64_t first = 0;
+  uint64_t n = 0;
+  const auto flush = [&] {
+    body(first, Parts<Float>(some));
+    some.clear();
+    first += n;
+    n = 0;
+  };
+  for (auto part : parts) {
+    for (; part.size() > kMostInOnePass - n; flush()) {
+      some.push_back(part.first(kMostInOnePass - n));
+      part = part.subspan(kMostInOnePass - n);
+      n = kMostInOnePass;
+    }
+    some.push_back(part);
+    n += part.size();
+  }
+  flush();
+}
+
 template <class Float>
 py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties) {
-  const auto key =
-      compute([&](const Kernels& kernels) { return key_of(narrowed<Float>(kernels, threshold)); });
-  size_t n = 0;
-  size_t above = 0;
+  struct Found {
+    uint64_t first;
+    Selection<Float> kept;
+  };
+  std::vector<Found> found;
+  size_t size = 0;
   compute([&](const Kernels& kernels) {
-    parts.require_finite(kernels);
-    for (const auto part : parts.get()) {
-      n += part.size();
-      above += count_above(kernels, part.data(), part.size(), key);
+    // What is not finite is above each cut.
+    const auto largest = key_of(std::numeric_limits<Float>::max());
+    Cut<KeyOf<Float>> cut = {key_of(narrowed<Float>(kernels, threshold)), ties};
+    if (cut.key > largest) cut = {largest, 0};
+    for_each_pass(parts.get(), [&](uint64_t first, Parts<Float> some) {
+      found.push_back({first, select(kernels, some, cut)});
+      const auto& [positions, values, m] = found.back().kept;
+      size += m;
+      if (!is_finite(largest_key(kernels, values.get(), m))) parts.require_finite(kernels);
+      if (cut.ties > 0) cut.ties -= m - count_all_above(kernels, values.get(), m, cut.key);
+    });
+  });
+  auto positions = array_of<int64_t>(size);
+  auto values = array_of<Float>(size);
+  int64_t* at = positions.mutable_data();
+  Float* x = values.mutable_data();
+  compute([&](const Kernels&) {
+    for (const auto& [first, kept] : found) {
+      copy_selection(kept, static_cast<int64_t>(first), at, x);
+      at += kept.size;
+      x += kept.size;
     }
   });
-  // Exact for the ties that topk_threshold counted, an upper bound for others.
-  const size_t most = above + static_cast<size_t>(std::min<uint64_t>(n - above, ties));
-  auto positions = array_of<int64_t>(most);
-  auto values = array_of<Float>(most);
-  int64_t* next_position = positions.mutable_data();
-  Float* next_value = values.mutable_data();
-  compute([&](const Kernels& kernels) {
-    constexpr size_t kStretch = 16384;
-    const auto narrow = std::make_unique<uint32_t[]>(kStretch);
-    const auto found = std::make_unique<Float[]>(kStretch);
-    int64_t base = 0;
-    for (const auto part : parts.get()) {
-      for (size_t start = 0; start < part.size(); start += kStretch) {
-        const size_t length = std::min(kStretch, part.size() - start);
-        const size_t m = fedcodec::compact(kernels, part.data() + start, length, key, ties, 0,
-                                           narrow.get(), found.get());
-        if (m > most - static_cast<size_t>(next_value - values.data()))
-          throw std::runtime_error("the values changed while they were read");
-        const int64_t offset = base + static_cast<int64_t>(start);
-        next_position = std::transform(narrow.get(), narrow.get() + m, next_position,
-                                       [offset](uint32_t position) { return offset + position; });
-        next_value = std::copy_n(found.get(), m, next_value);
-      }
-      base += static_cast<int64_t>(part.size());
-    }
-  });
-  const auto kept = static_cast<py::ssize_t>(next_position - positions.data());
-  positions.resize({kept});
-  values.resize({kept});
   return py::make_tuple(std::move(positions), std::move(values));
 }
 
@@ -253,11 +279,7 @@ py::tuple topk(const PartList<Float>& parts, uint64_t k) {
   int64_t* at = positions.mutable_data();
   Float* x = values.mutable_data();
   compute([&](const Kernels& kernels) {
-    const Selection<Float> kept = fedcodec::topk(kernels, parts.get(), k, nullptr);
-    in_ranges(k, [&](size_t i, size_t count) {
-      std::copy_n(kept.positions.get() + i, count, at + i);
-      std::copy_n(kept.values.get() + i, count, x + i);
-    });
+    copy_selection(fedcodec::topk(kernels, parts.get(), k, nullptr), 0, at, x);
     // What is not finite is larger than all others.
     if (k == 0 || !is_finite(max_key(kernels, x, k))) parts.require_finite(kernels);
   });

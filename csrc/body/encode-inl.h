@@ -435,7 +435,7 @@ class Encoder {
   template <class W>
   Selection<W> select(const Source<W>& source, size_t number) {
     if (source.coder.select.kind != Select::Kind::kTopK)
-      return above(kernels_, source.parts, threshold(source));
+      return fedcodec::select(kernels_, source.parts, Cut<KeyOf<W>>{threshold(source), 0});
     const uint64_t k = count(source, number);
     Compensator<W> compensator(kernels_, source.tensors, source.group.members);
     Selection<W> kept =

@@ -55,9 +55,9 @@ Selection<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Ma
 Selection<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
                        Maker<double>* maker);
 
-// What is above a key, of at most so many elements.
-Selection<float> above(const Kernels& kernels, Parts<float> parts, uint32_t key);
-Selection<double> above(const Kernels& kernels, Parts<double> parts, uint64_t key);
+// What a cut keeps, of at most so many elements; reads them once.
+Selection<float> select(const Kernels& kernels, Parts<float> parts, Cut<uint32_t> cut);
+Selection<double> select(const Kernels& kernels, Parts<double> parts, Cut<uint64_t> cut);
 
 // The percentile (0 to 100) of the magnitudes, rounded down to the parts' type; 0 without elements.
 float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,
