@@ -390,7 +390,9 @@ float round_down(double value) {
 
 void sorted_random_positions(const Kernels& kernels, uint64_t seed, uint64_t n, uint64_t k,
                              uint64_t* positions) {
-  kernels.random_positions(seed, n, k, positions);
+  run_ranges(cut_ranges(k, 1, kLeastPositions), [&](uint64_t begin, uint64_t end) {
+    kernels.random_positions(seed, n, begin, end - begin, positions + begin);
+  });
   // Marking takes a word per 64 elements of [0, n), sorting some log2(k) steps per position.
   const uint64_t words = n / 64 + 1;
   if (k < words / 16) {

@@ -478,6 +478,8 @@ KERNELS = {
     "pack_sparse, most": lambda: ops.pack_sparse(np.flatnonzero(X < 1), X.size),
     "compact": lambda: ops.compact([X[:5], X[5:]], 0.5),
     "compact, with ties": lambda: ops.compact(np.round(X), 1.0, 123_456),
+    "random_positions": lambda: ops.random_positions(X.size, 100_000, seed=7),
+    "random_positions, few": lambda: ops.random_positions(2**40, 100_000, seed=7),
     "unpack_sparse": lambda: ops.unpack_sparse(ops.pack_sparse(PLACES, X.size), X.size),
     "scatter": lambda: _sum(lambda total: ops.scatter(PLACES, X[PLACES], total)),
     "accumulate_sparse": lambda: _sum(

@@ -162,7 +162,7 @@ void random_words(Draw draw, size_t n, uint32_t* words) {
   while (i < n) partial();
 }
 
-void random_positions(uint64_t seed, uint64_t n, uint64_t k, uint64_t* positions) {
+void random_positions(uint64_t seed, uint64_t n, uint64_t first, uint64_t k, uint64_t* positions) {
   const Permutation p = permutation(seed, n);
   constexpr size_t kChunk = 256;
   uint64_t x[kChunk];
@@ -170,7 +170,7 @@ void random_positions(uint64_t seed, uint64_t n, uint64_t k, uint64_t* positions
   for (uint64_t start = 0; start < k; start += kChunk) {
     const size_t length = k - start < kChunk ? static_cast<size_t>(k - start) : kChunk;
     for (size_t i = 0; i < length; ++i) {
-      x[i] = start + i;
+      x[i] = first + start + i;
       slot[i] = static_cast<uint16_t>(i);
     }
     // All walk one pass together; those still outside [0, n) walk on.

@@ -568,12 +568,12 @@ void test_random() {
     const uint64_t range = n * 3 + 1;
     compare("random_positions " + std::to_string(n), [&](const Kernels& k, Output& out) {
       Buffer<uint64_t> positions(range);
-      k.random_positions(n, range, range, positions);
+      k.random_positions(n, range, 0, range, positions);
       out.add<uint64_t>(positions, range);
       std::sort(static_cast<uint64_t*>(positions), positions + range);
       for (uint64_t i = 0; i < range; ++i)
         expect(positions[i] == i, std::string(k.name) + ": a permutation");
-      k.random_positions(n, ~uint64_t{0} >> 1, range, positions);
+      k.random_positions(n, ~uint64_t{0} >> 1, n, range, positions);
       out.add<uint64_t>(positions, range);
     });
   }

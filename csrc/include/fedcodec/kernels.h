@@ -154,7 +154,9 @@ struct Kernels {
   // --- random words and positions ----------------------------------------------------------------
   void (*random_words)(Draw draw, size_t n,
                        uint32_t* words);  // of values draw.first ... draw.first + n - 1
-  void (*random_positions)(uint64_t seed, uint64_t n, uint64_t k, uint64_t* positions);  // unsorted
+  // Numbers first ... first + k - 1 of a permutation of [0, n).
+  void (*random_positions)(uint64_t seed, uint64_t n, uint64_t first, uint64_t k,
+                           uint64_t* positions);
 
   // --- weighted sums: acc += weight * decoded ----------------------------------------------------
   void (*add_f32)(const float* x, size_t n, float weight, float* acc);
