@@ -163,7 +163,8 @@ Ranges cut_sparse(uint64_t n, uint64_t step, uint64_t kept) {
 }
 
 // The positions of a tile, counted from its start: where they lie.
-uint32_t* to_tile(std::span<uint32_t> positions, uint64_t start, uint64_t, uint32_t*) {
+uint32_t* to_tile(const Kernels&, std::span<uint32_t> positions, uint64_t start, uint64_t,
+                  uint32_t*) {
   for (uint32_t& position : positions) position -= static_cast<uint32_t>(start);
   return positions.data();
 }
@@ -171,19 +172,13 @@ uint32_t* to_tile(std::span<uint32_t> positions, uint64_t start, uint64_t, uint3
 struct NotIncreasing {};
 
 // The same at `to`. Throws NotIncreasing unless they increase strictly and lie in the tile.
-uint32_t* to_tile(std::span<const int64_t> positions, uint64_t start, uint64_t length,
-                  uint32_t* to) {
+uint32_t* to_tile(const Kernels& kernels, std::span<const int64_t> positions, uint64_t start,
+                  uint64_t length, uint32_t* to) {
   if (positions.empty()) return to;
-  const auto from_start = [&](size_t i) { return static_cast<uint64_t>(positions[i]) - start; };
   // Gaps in a tile are below 2^31: a step back shows above.
-  uint64_t gaps = from_start(0);
-  to[0] = static_cast<uint32_t>(from_start(0));
-  for (size_t i = 1; i < positions.size(); ++i) {
-    gaps |= from_start(i) - from_start(i - 1) - 1;
-    to[i] = static_cast<uint32_t>(from_start(i));
-  }
-  if (gaps >> kMaxTileBits != 0 || from_start(positions.size() - 1) >= length)
-    throw NotIncreasing{};
+  const uint64_t gaps = kernels.narrow_positions(positions.data(), positions.size(), start, to);
+  const uint64_t last = static_cast<uint64_t>(positions.back()) - start;
+  if (gaps >> kMaxTileBits != 0 || last >= length) throw NotIncreasing{};
   return to;
 }
 
@@ -222,7 +217,7 @@ std::vector<TilePacker> pack_tiles(const Kernels& kernels, std::span<Position> p
       }
       const auto stop = std::lower_bound(tile.begin(), tile.end(), start + length, before);
       tile = tile.first(static_cast<size_t>(stop - tile.begin()));
-      packers[range].add(to_tile(tile, start, length, room.get()), tile.size(), length);
+      packers[range].add(to_tile(kernels, tile, start, length, room.get()), tile.size(), length);
       left = left.subspan(tile.size());
     });
     if (!left.empty()) throw NotIncreasing{};

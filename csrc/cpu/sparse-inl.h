@@ -17,6 +17,17 @@ void gap_sums(const uint32_t* positions, size_t n, unsigned shift, uint64_t sums
   sums[2] = s2;
 }
 
+uint64_t narrow_positions(const int64_t* positions, size_t n, uint64_t start, uint32_t* out) {
+  const auto from_start = [&](size_t i) { return static_cast<uint64_t>(positions[i]) - start; };
+  uint64_t gaps = from_start(0);
+  out[0] = static_cast<uint32_t>(from_start(0));
+  for (size_t i = 1; i < n; ++i) {
+    gaps |= from_start(i) - from_start(i - 1) - 1;
+    out[i] = static_cast<uint32_t>(from_start(i));
+  }
+  return gaps;
+}
+
 // --- bit strings ---------------------------------------------------------------------------------
 
 // Bits on their way to a string, a byte each: unlike a bit, a byte is stored without reading its
@@ -320,5 +331,12 @@ void gather(const Float* x, const uint32_t* positions, size_t n, Float* out) {
 }
 template <class Float>
 void scatter(const uint32_t* positions, const Float* x, size_t n, Float* out) {
-  for (size_t i = 0; i < n; ++i) out[positions[i]] = x[i];
+  // As for add_at.
+  constexpr size_t kEarly = 64;
+  size_t i = 0;
+  for (; i + kEarly < n; ++i) {
+    __builtin_prefetch(out + positions[i + kEarly], 1);
+    out[positions[i]] = x[i];
+  }
+  for (; i < n; ++i) out[positions[i]] = x[i];
 }

@@ -82,6 +82,7 @@ const Kernels FEDCODEC_JOIN(kernels_, FEDCODEC_ISA) = {
     .sum_f64 = sum_f64,
     .subtract_f32 = subtract_f32,
     .subtract_f64 = subtract_f64,
+    .narrow_positions = narrow_positions,
     .gap_sums = gap_sums,
     .pack_rice = pack_rice,
     .unpack_rice = unpack_rice,

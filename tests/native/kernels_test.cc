@@ -470,6 +470,17 @@ void test_tiles(const std::vector<uint32_t>& subset, size_t length, const std::s
   const size_t n = subset.size();
   Buffer<uint32_t> positions(n);
   if (n != 0) std::memcpy(positions, subset.data(), n * sizeof(uint32_t));
+  constexpr uint64_t kStart = uint64_t{1} << 40;
+  std::vector<int64_t> wide;
+  for (const uint32_t position : subset) wide.push_back(static_cast<int64_t>(kStart + position));
+  compare("narrow_positions " + what, [&](const Kernels& k, Output& out) {
+    if (n == 0) return;
+    Buffer<uint32_t> narrow(n);
+    const uint64_t gaps = k.narrow_positions(wide.data(), n, kStart, narrow);
+    expect(gaps >> 32 == 0 && std::equal(subset.begin(), subset.end(), narrow + 0),
+           std::string(k.name) + ": narrow_positions " + what);
+    out.add(&gaps, 1);
+  });
   for (unsigned r = 0; r <= 30; ++r) {
     uint64_t sum = 0;
     uint64_t quotients = 0;

@@ -121,6 +121,9 @@ struct Kernels {
   void (*subtract_f64)(const double* a, const double* b, size_t n, double* out);
 
   // --- tiles of an index set: positions are from the tile's start, strictly increasing -----------
+  // n > 0 positions, counted from `start`; returns all bits of the first and of the gaps between
+  // them, as 64-bit numbers that wrap around.
+  uint64_t (*narrow_positions)(const int64_t* positions, size_t n, uint64_t start, uint32_t* out);
   // sums[j] = sum of gap >> (shift + j) for j in 0..2; the gap of position 0 is itself; shift is at
   // most 29.
   void (*gap_sums)(const uint32_t* positions, size_t n, unsigned shift, uint64_t sums[3]);
