@@ -172,22 +172,17 @@ class Candidates {
     kept_.size =
         refine(kernels_, cut.key, cut.ties, kept_.positions.get(), kept_.values.get(), kept_.size);
   }
-  void move_positions(uint32_t* to) {
-    std::copy_n(kept_.positions.get(), kept_.size, to);
-    kept_.positions.reset();
-  }
-  void move_values(Float* to) {
-    std::copy_n(kept_.values.get(), kept_.size, to);
-    kept_.values.reset();
-  }
   Selection<Float> take() { return std::move(kept_); }
 
  private:
   void reserve(uint64_t room) {
-    Selection<Float> larger = {buffer<uint32_t>(room), buffer<Float>(room), kept_.size};
-    move_positions(larger.positions.get());
-    move_values(larger.values.get());
-    kept_ = std::move(larger);
+    // One after the other, for the sake of the peak of memory.
+    auto positions = buffer<uint32_t>(room);
+    std::copy_n(kept_.positions.get(), kept_.size, positions.get());
+    kept_.positions = std::move(positions);
+    auto values = buffer<Float>(room);
+    std::copy_n(kept_.values.get(), kept_.size, values.get());
+    kept_.values = std::move(values);
     room_ = room;
   }
 
@@ -247,17 +242,12 @@ class Shortlist {
     return all;
   }
 
-  Selection<Float> take() {
+  std::vector<Selection<Float>> take() {
     if (size() > k_) cut();
-    if (found_.size() == 1) return found_[0].take();
-    std::vector<uint64_t> offsets(found_.size());
-    for (size_t i = 1; i < found_.size(); ++i) offsets[i] = offsets[i - 1] + found_[i - 1].size();
-    // One after the other, for the sake of the peak of memory.
-    Selection<Float> all = {buffer<uint32_t>(size()), nullptr, size()};
-    for_each([&](size_t i) { found_[i].move_positions(all.positions.get() + offsets[i]); });
-    all.values = buffer<Float>(all.size);
-    for_each([&](size_t i) { found_[i].move_values(all.values.get() + offsets[i]); });
-    return all;
+    std::vector<Selection<Float>> pieces;
+    std::transform(found_.begin(), found_.end(), std::back_inserter(pieces),
+                   [](auto& found) { return found.take(); });
+    return pieces;
   }
 
  private:
@@ -314,8 +304,8 @@ class Shortlist {
 };
 
 template <class Float>
-Selection<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k,
-                         Maker<Float>* maker) {
+std::vector<Selection<Float>> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k,
+                                      Maker<Float>* maker) {
   if (k == 0) {
     for (size_t p = 0; maker != nullptr && p < parts.size(); ++p)
       maker->make(p, 0, parts[p].size());
@@ -327,10 +317,29 @@ Selection<Float> topk_of(const Kernels& kernels, Parts<Float> parts, uint64_t k,
 }
 
 template <class Float>
-Selection<Float> select_of(const Kernels& kernels, Parts<Float> parts, Cut<KeyOf<Float>> cut) {
+std::vector<Selection<Float>> select_of(const Kernels& kernels, Parts<Float> parts,
+                                        Cut<KeyOf<Float>> cut) {
   Shortlist<Float> list(kernels, parts);
   list.find(cut);
   return list.take();
+}
+
+template <class Float>
+Selection<Float> joined_of(std::vector<Selection<Float>> pieces) {
+  if (pieces.size() == 1) return std::move(pieces[0]);
+  const std::span<const Selection<Float>> all = pieces;
+  const size_t size = size_of(all);
+  // One after the other, for the sake of the peak of memory.
+  Selection<Float> joined = {buffer<uint32_t>(size), nullptr, size};
+  for_each_piece(all, [&](const Selection<Float>& piece, size_t from, size_t n, size_t to) {
+    std::copy_n(piece.positions.get() + from, n, joined.positions.get() + to);
+  });
+  for (Selection<Float>& piece : pieces) piece.positions.reset();
+  joined.values = buffer<Float>(size);
+  for_each_piece(all, [&](const Selection<Float>& piece, size_t from, size_t n, size_t to) {
+    std::copy_n(piece.values.get() + from, n, joined.values.get() + to);
+  });
+  return joined;
 }
 
 template <class Float>
@@ -359,19 +368,29 @@ Cut<uint64_t> topk_threshold(const Kernels& kernels, Parts<double> parts, uint64
   return threshold_of(kernels, parts, k);
 }
 
-Selection<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker) {
+std::vector<Selection<float>> topk(const Kernels& kernels, Parts<float> parts, uint64_t k,
+                                   Maker<float>* maker) {
   return topk_of(kernels, parts, k, maker);
 }
-Selection<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
-                       Maker<double>* maker) {
+std::vector<Selection<double>> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
+                                    Maker<double>* maker) {
   return topk_of(kernels, parts, k, maker);
 }
 
-Selection<float> select(const Kernels& kernels, Parts<float> parts, Cut<uint32_t> cut) {
+std::vector<Selection<float>> select(const Kernels& kernels, Parts<float> parts,
+                                     Cut<uint32_t> cut) {
   return select_of(kernels, parts, cut);
 }
-Selection<double> select(const Kernels& kernels, Parts<double> parts, Cut<uint64_t> cut) {
+std::vector<Selection<double>> select(const Kernels& kernels, Parts<double> parts,
+                                      Cut<uint64_t> cut) {
   return select_of(kernels, parts, cut);
+}
+
+Selection<float> joined(std::vector<Selection<float>> pieces) {
+  return joined_of(std::move(pieces));
+}
+Selection<double> joined(std::vector<Selection<double>> pieces) {
+  return joined_of(std::move(pieces));
 }
 
 float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,

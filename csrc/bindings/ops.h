@@ -195,16 +195,19 @@ double percentile_threshold(const PartList<Float>& parts, double percentile,
   });
 }
 
+template <class Float>
+using Pieces = std::vector<Selection<Float>>;
+
 // Copies what was kept of elements that are counted from `first`.
 template <class Float>
-void copy_selection(const Selection<Float>& kept, int64_t first, int64_t* positions,
-                    Float* values) {
-  in_ranges(kept.size, [&](size_t i, size_t count) {
-    const uint32_t* from = kept.positions.get() + i;
-    std::transform(from, from + count, positions + i,
-                   [first](uint32_t position) { return first + position; });
-    std::copy_n(kept.values.get() + i, count, values + i);
-  });
+void copy_pieces(const Pieces<Float>& pieces, int64_t first, int64_t* positions, Float* values) {
+  for_each_piece<Float>(pieces,
+                        [&](const Selection<Float>& piece, size_t from, size_t count, size_t to) {
+                          const uint32_t* const kept = piece.positions.get() + from;
+                          std::transform(kept, kept + count, positions + to,
+                                         [first](uint32_t position) { return first + position; });
+                          std::copy_n(piece.values.get() + from, count, values + to);
+                        });
 }
 
 // Calls body(first element, parts) for stretches of at most kMostInOnePass elements.
@@ -235,7 +238,8 @@ template <class Float>
 py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties) {
   struct Found {
     uint64_t first;
-    Selection<Float> kept;
+    size_t size;
+    Pieces<Float> kept;
   };
   std::vector<Found> found;
   size_t size = 0;
@@ -245,11 +249,16 @@ py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties)
     Cut<KeyOf<Float>> cut = {key_of(narrowed<Float>(kernels, threshold)), ties};
     if (cut.key > largest) cut = {largest, 0};
     for_each_pass(parts.get(), [&](uint64_t first, Parts<Float> some) {
-      found.push_back({first, select(kernels, some, cut)});
-      const auto& [positions, values, m] = found.back().kept;
+      Pieces<Float> pieces = select(kernels, some, cut);
+      size_t above = 0;
+      for (const auto& [positions, values, m] : pieces) {
+        if (!is_finite(largest_key(kernels, values.get(), m))) parts.require_finite(kernels);
+        if (cut.ties > 0) above += count_all_above(kernels, values.get(), m, cut.key);
+      }
+      const size_t m = size_of<Float>(pieces);
+      if (cut.ties > 0) cut.ties -= m - above;
+      found.push_back({first, m, std::move(pieces)});
       size += m;
-      if (!is_finite(largest_key(kernels, values.get(), m))) parts.require_finite(kernels);
-      if (cut.ties > 0) cut.ties -= m - count_all_above(kernels, values.get(), m, cut.key);
     });
   });
   auto positions = array_of<int64_t>(size);
@@ -257,10 +266,10 @@ py::tuple compact(const PartList<Float>& parts, double threshold, uint64_t ties)
   int64_t* at = positions.mutable_data();
   Float* x = values.mutable_data();
   compute([&](const Kernels&) {
-    for (const auto& [first, kept] : found) {
-      copy_selection(kept, static_cast<int64_t>(first), at, x);
-      at += kept.size;
-      x += kept.size;
+    for (const auto& [first, m, kept] : found) {
+      copy_pieces(kept, static_cast<int64_t>(first), at, x);
+      at += m;
+      x += m;
     }
   });
   return py::make_tuple(std::move(positions), std::move(values));
@@ -279,7 +288,7 @@ py::tuple topk(const PartList<Float>& parts, uint64_t k) {
   int64_t* at = positions.mutable_data();
   Float* x = values.mutable_data();
   compute([&](const Kernels& kernels) {
-    copy_selection(fedcodec::topk(kernels, parts.get(), k, nullptr), 0, at, x);
+    copy_pieces(fedcodec::topk(kernels, parts.get(), k, nullptr), 0, at, x);
     // What is not finite is larger than all others.
     if (k == 0 || !is_finite(max_key(kernels, x, k))) parts.require_finite(kernels);
   });

@@ -435,11 +435,11 @@ class Encoder {
   template <class W>
   Selection<W> select(const Source<W>& source, size_t number) {
     if (source.coder.select.kind != Select::Kind::kTopK)
-      return fedcodec::select(kernels_, source.parts, Cut<KeyOf<W>>{threshold(source), 0});
+      return joined(fedcodec::select(kernels_, source.parts, Cut<KeyOf<W>>{threshold(source), 0}));
     const uint64_t k = count(source, number);
     Compensator<W> compensator(kernels_, source.tensors, source.group.members);
     Selection<W> kept =
-        topk(kernels_, source.parts, k, compensates_as_it_goes_ ? &compensator : nullptr);
+        joined(topk(kernels_, source.parts, k, compensates_as_it_goes_ ? &compensator : nullptr));
     if (drops_zeros(source))
       kept.size = refine(kernels_, 0, 0, kept.positions.get(), kept.values.get(), k);
     return kept;

@@ -654,7 +654,7 @@ void check_topk(const Kernels& table, Parts<Float> parts, const std::string& wha
       expect(cut.key == key && cut.ties == static_cast<uint64_t>(ties), name + ": threshold");
     }
     std::sort(expected.begin(), expected.end());
-    const Selection<Float> kept = topk(table, parts, k, {});
+    const Selection<Float> kept = joined(topk(table, parts, k, {}));
     bool equal = true;
     for (size_t i = 0; i < k; ++i) {
       equal &= kept.positions[i] == expected[i];

@@ -2,11 +2,15 @@
 // positions.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <span>
+#include <vector>
 
 #include "fedcodec/kernels.h"
+#include "fedcodec/threads.h"
 #include "fedcodec/typed.h"
 
 namespace fedcodec {
@@ -21,13 +25,39 @@ struct Cut {
   uint64_t ties;
 };
 
-// What is kept, in order of position; the buffers may be longer.
+// What is kept, in order of position; the buffers may be longer. Or a piece of it: each thread has
+// found its own.
 template <class Float>
 struct Selection {
   std::unique_ptr<uint32_t[]> positions;
   std::unique_ptr<Float[]> values;
   size_t size = 0;
 };
+
+template <class Float>
+size_t size_of(std::span<const Selection<Float>> pieces) {
+  return std::accumulate(pieces.begin(), pieces.end(), size_t{0},
+                         [](size_t n, const auto& piece) { return n + piece.size; });
+}
+
+// Calls body(piece, the first of its elements, how many, where they are among all) until all had
+// their turn, on all threads.
+template <class Float, class Body>
+void for_each_piece(std::span<const Selection<Float>> pieces, Body body) {
+  for_ranges(size_of(pieces), 1, [&](uint64_t begin, uint64_t end) {
+    uint64_t before = 0;
+    for (const Selection<Float>& piece : pieces) {
+      const uint64_t first = std::max(begin, before);
+      const uint64_t last = std::min(end, before + piece.size);
+      if (first < last) body(piece, first - before, last - first, first);
+      before += piece.size;
+    }
+  });
+}
+
+// The pieces put together.
+Selection<float> joined(std::vector<Selection<float>> pieces);
+Selection<double> joined(std::vector<Selection<double>> pieces);
 
 enum class Interpolation { kLinear, kLower, kHigher };
 
@@ -51,13 +81,15 @@ class Maker {
 
 // What that cut keeps, of at most so many elements; reads them about once. The maker may be null.
 constexpr uint64_t kMostInOnePass = uint64_t{1} << 32;
-Selection<float> topk(const Kernels& kernels, Parts<float> parts, uint64_t k, Maker<float>* maker);
-Selection<double> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
-                       Maker<double>* maker);
+std::vector<Selection<float>> topk(const Kernels& kernels, Parts<float> parts, uint64_t k,
+                                   Maker<float>* maker);
+std::vector<Selection<double>> topk(const Kernels& kernels, Parts<double> parts, uint64_t k,
+                                    Maker<double>* maker);
 
 // What a cut keeps, of at most so many elements; reads them once.
-Selection<float> select(const Kernels& kernels, Parts<float> parts, Cut<uint32_t> cut);
-Selection<double> select(const Kernels& kernels, Parts<double> parts, Cut<uint64_t> cut);
+std::vector<Selection<float>> select(const Kernels& kernels, Parts<float> parts, Cut<uint32_t> cut);
+std::vector<Selection<double>> select(const Kernels& kernels, Parts<double> parts,
+                                      Cut<uint64_t> cut);
 
 // The percentile (0 to 100) of the magnitudes, rounded down to the parts' type; 0 without elements.
 float percentile_threshold(const Kernels& kernels, Parts<float> parts, double percentile,
