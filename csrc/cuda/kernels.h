@@ -38,7 +38,8 @@ struct Parts {
 };
 
 // Groups are selected and coded as values of type W: float, or double where a tensor is float64.
-// Halves are widened as they are read.
+// Narrower elements are widened as they are read. A group that is selected from has fewer than 2^32
+// elements.
 
 // --- selection
 // -----------------------------------------------------------------------------------------------------
@@ -50,8 +51,8 @@ struct Cuts {
   uint64_t* ties;
 };
 
-// The cut that keeps the `counts[g]` largest of group g, counts being at most its size; 0 gives
-// infinity's key and no ties. With `drop_zeros` no cut keeps zeros.
+// The cut that keeps the `counts[g]` largest of group g, counts being at most its size. With
+// `drop_zeros` no cut keeps zeros.
 template <class W>
 Cuts<W> topk_cuts(const Parts& parts, const uint64_t* counts, bool drop_zeros,
                   Workspace& workspace);
@@ -66,6 +67,7 @@ Cuts<W> percentile_cuts(const Parts& parts, const uint64_t* sizes, double percen
 struct KeptCounts {
   uint64_t* before;  // chunks + 1: how many are kept in the chunks before, in all groups
   uint64_t* begins;  // groups + 1: the same of the groups before
+  uint32_t* ties;    // chunks: how many of the kept ones equal the cut
 };
 
 template <class W>
@@ -82,16 +84,27 @@ template <class W>
 void write_kept(const Parts& parts, const uint32_t* const* bits, const KeptCounts& counts,
                 uint32_t* positions, W* values, uint32_t* not_finite, Workspace& workspace);
 
-// What the cut of the `counts[g]` largest keeps; sizes and counts are the host's.
+// How top-k looks for a bound that few elements reach: in a sample of groups of so many elements at
+// least, so many standard deviations below the likely one. The result does not depend on it.
+struct Sampling {
+  uint64_t fewest = uint64_t{1} << 18;
+  double deviations = 4;
+};
+
+// What top-k keeps, in order.
 template <class W>
 struct Kept {
   uint32_t* positions;
   W* values;
   uint64_t* begins;  // groups + 1
 };
+
+// topk_cuts, count_kept and write_kept at once, of groups most of which are read only once. `sizes`
+// and `counts` are the host's.
 template <class W>
 Kept<W> topk(const Parts& parts, std::span<const uint64_t> sizes, std::span<const uint64_t> counts,
-             bool drop_zeros, uint32_t* not_finite, Workspace& workspace);
+             bool drop_zeros, uint32_t* not_finite, Workspace& workspace,
+             const Sampling& sampling = {});
 
 // Raises *not_finite to 1 if an element is not finite.
 void check_finite(const Parts& parts, uint32_t* not_finite, Workspace& workspace);
