@@ -266,19 +266,16 @@ struct Round {
   unsigned shift;
 };
 
-// Adds to a block's bins, by whole warps. Where many lanes have a digit in common they need not
-// wait for each other.
+// Adds to a block's bins, by whole warps. Lanes with the digit of the first need not wait for each
+// other: often they are the most.
 __device__ void count_digit(uint32_t* bins, bool counted, uint32_t digit) {
-  unsigned left = __ballot_sync(~0u, counted);
-  for (int i = 0; i < 2 && left != 0; ++i) {
-    const int leader = __ffs(static_cast<int>(left)) - 1;
-    const uint32_t common = __shfl_sync(~0u, digit, leader);
-    const unsigned same = __ballot_sync(~0u, counted && digit == common);
-    if (static_cast<int>(lane()) == leader) atomicAdd(bins + common, count_ones(same));
-    counted = counted && digit != common;
-    left &= ~same;
-  }
-  if (counted) atomicAdd(bins + digit, 1u);
+  const unsigned all = __ballot_sync(~0u, counted);
+  if (all == 0) return;
+  const unsigned first = static_cast<unsigned>(__ffs(static_cast<int>(all))) - 1;
+  const uint32_t digit_of_first = __shfl_sync(~0u, digit, static_cast<int>(first));
+  const bool common = counted && digit == digit_of_first;
+  const unsigned same = __ballot_sync(~0u, common);
+  if (common ? lane() == first : counted) atomicAdd(bins + digit, common ? count_ones(same) : 1u);
 }
 
 template <class Key>
