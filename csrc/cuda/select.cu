@@ -112,13 +112,22 @@ __device__ unsigned valid(unsigned n) {
   return mask;
 }
 
+// What a pointer that was itself in memory points to, the compiler cannot tell.
+template <class T>
+__device__ T* in_device_memory(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // Elements that are not there are 0.
 template <Dtype kHeld, class W>
 __device__ void load_as(const void* data, uint64_t at, unsigned n, W (&x)[kPerThread]) {
   struct alignas(std::min(sizeof(Raw<kHeld>) * kNeighbours, size_t{16})) Neighbours {
     Raw<kHeld> raw[kNeighbours];
   };
-  const Raw<kHeld>* const from = static_cast<const Raw<kHeld>*>(data) + at;
+  const Raw<kHeld>* const from = in_device_memory(static_cast<const Raw<kHeld>*>(data) + at);
   if (n == kChunkElements && reinterpret_cast<uintptr_t>(from) % alignof(Neighbours) == 0) {
     Neighbours all[kRounds];
     for (unsigned round = 0; round < kRounds; ++round)
@@ -159,9 +168,10 @@ __device__ void store(W* to, unsigned n, const W (&x)[kPerThread]) {
 
 // One element's bits, so that several can be asked for before one is waited for.
 __device__ uint64_t raw_at(const Part& part, uint64_t at) {
-  if (part.held == Dtype::kFloat32) return static_cast<const uint32_t*>(part.data)[at];
-  if (part.held == Dtype::kFloat64) return static_cast<const uint64_t*>(part.data)[at];
-  return static_cast<const uint16_t*>(part.data)[at];
+  const void* const data = in_device_memory(part.data);
+  if (part.held == Dtype::kFloat32) return static_cast<const uint32_t*>(data)[at];
+  if (part.held == Dtype::kFloat64) return static_cast<const uint64_t*>(data)[at];
+  return static_cast<const uint16_t*>(data)[at];
 }
 
 template <class W>
@@ -832,13 +842,14 @@ __global__ void collect(Parts parts, Shortlist<W> list) {
       });
 }
 
-// How many more than k are expected among the candidates, and room for as many again.
+// Where the k-th largest is most likely not further down.
 uint32_t rank_in_sample(double n, double k, double deviations) {
   const double expected = kSample * k / n;
   const double rank = expected + deviations * (std::sqrt(expected) + 1);
   return static_cast<uint32_t>(std::clamp(rank, 1.0, double{kSample}));
 }
 
+// For more candidates than are likely to reach that bound.
 uint64_t room_for(double n, double rank, double deviations) {
   const double most = rank + std::abs(deviations) * (std::sqrt(rank) + 1);
   return chunks_of(static_cast<uint64_t>(std::min(n, n / kSample * most))) * kChunkElements;
@@ -982,9 +993,10 @@ Kept<W> topk(const Parts& parts, std::span<const uint64_t> sizes, std::span<cons
   const Cuts<W> cuts = cuts_of(parts, list, workspace.upload(counts), drop_zeros, workspace);
   const KeptCounts kept = count_listed(parts, list, cuts, workspace);
   write_listed(parts, list, cuts, kept, to, workspace);
-  // What is not finite is among the largest, but where nothing is kept.
-  if (std::find(counts.begin(), counts.end(), 0) != counts.end())
-    check_finite(parts, not_finite, workspace);
+  // What is not finite is among the largest, but where none of them is kept.
+  bool unseen = false;
+  for (size_t g = 0; g < sizes.size(); ++g) unseen = unseen || (counts[g] == 0 && sizes[g] > 0);
+  if (unseen) check_finite(parts, not_finite, workspace);
   return {to.positions, to.values, kept.begins};
 }
 

@@ -137,7 +137,7 @@ struct Selected {
   bool same(const uint32_t* p, const W* x, const uint64_t* b) const {
     return std::equal(begins.begin(), begins.end(), b) &&
            std::equal(positions.begin(), positions.end(), p) &&
-           std::memcmp(values.data(), x, values.size() * sizeof(W)) == 0;
+           (values.empty() || std::memcmp(values.data(), x, values.size() * sizeof(W)) == 0);
   }
 };
 
