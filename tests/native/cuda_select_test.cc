@@ -245,7 +245,8 @@ template <class W>
 void test_selection(const std::vector<Shape>& shapes, uint32_t groups, const std::string& name) {
   Workspace workspace(nullptr);
   const Tensors<W> tensors(shapes, groups, workspace);
-  for (double density : {0.0, 0.001, 0.1, 1.0}) test_topk(tensors, density, density > 0.01, name);
+  for (double density : {0.001, 0.1, 1.0}) test_topk(tensors, density, density > 0.01, name);
+  if (groups == 1) test_topk(tensors, 0.0, false, name);
   test_percentiles(tensors, name);
   for (uint64_t one_in : {1, 3, 1000}) test_bits(tensors, one_in, name);
 }
