@@ -43,9 +43,11 @@ struct Workspace {
 // cannot fail.
 class Decoder {
  public:
-  explicit Decoder(const Plan& plan)
+  // Tiles that `parse` does not check are checked before they are first read.
+  explicit Decoder(const Plan& plan, bool checks_tiles = true)
       : kernels_(plan.kernels),
         tensors_(plan.tensors),
+        checks_tiles_(checks_tiles),
         own_(std::make_unique<Workspace>(plan.kernels)),
         idle_{own_.get()} {}
 
@@ -87,8 +89,9 @@ class Decoder {
       prepare(parsed);
       return write(parsed, sink);
     }
-    for (const ParsedGroup& group : parsed.groups) {
+    for (ParsedGroup& group : parsed.groups) {
       if (surely_finite(group.values.bound, group.group.members)) continue;
+      check_tiles(kernels_, group.kept);
       reserve(group.kept);
       write_group(group, sink);
     }
@@ -162,8 +165,10 @@ class Decoder {
  private:
   ParsedGroup parse_group(const Coder& coder, const Group& group, Reader& in) {
     if (group.n >> 63 != 0) throw Malformed{"a group of 2^63 elements or more", in.offset()};
-    ParsedGroup parsed = {
-        group, read_index_set(kernels_, coder.select, in, group.n), {}, {group.n, group.n}};
+    ParsedGroup parsed = {group,
+                          read_index_set(kernels_, coder.select, in, group.n, checks_tiles_),
+                          {},
+                          {group.n, group.n}};
     const uint64_t m = parsed.kept.kept;
     if (m > 0) {
       const Layout layout = layout_of(coder.quantize, tensors_, group, m);
@@ -179,6 +184,7 @@ class Decoder {
   }
 
   void prepare(ParsedGroup& group) {
+    check_tiles(kernels_, group.kept);
     const bool dense = group.kept.kind == IndexSet::Kind::kAll;
     group.ranges = cut_ranges(group.group.n, dense ? kChunk : group.kept.step);
     while (others_.size() + 1 < group.ranges.threads) {
@@ -274,6 +280,7 @@ class Decoder {
 
   const Kernels& kernels_;
   std::span<const Tensor> tensors_;
+  bool checks_tiles_;
   std::unique_ptr<Workspace> own_;
   std::vector<std::unique_ptr<Workspace>> others_;
   std::mutex taking_;

@@ -249,6 +249,7 @@ struct IndexSet {
   };
   std::vector<Entry> entries = {};
   uint64_t step = kLeastRange;
+  bool checked = false;  // the data of the tiles
 };
 
 Tile read_header(Reader& in, unsigned t, uint64_t length) {
@@ -310,7 +311,22 @@ void check_tile(const Kernels& kernels, const Tile& tile, uint64_t length, Reade
   }
 }
 
-IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {
+// Looks at the data of all tiles.
+void check_tiles(const Kernels& kernels, IndexSet& set) {
+  if (set.kind != IndexSet::Kind::kTiles || set.checked) return;
+  run_ranges(cut_sparse(set.n, set.step, set.kept), [&](uint64_t begin, uint64_t end) {
+    if (begin == end) return;
+    IndexSet::Entry at = set.entries[begin / set.step];
+    for_each_tile(begin, end, set.t, [&](uint64_t, uint64_t length) {
+      const Tile tile = read_header(at.headers, set.t, length);
+      check_tile(kernels, tile, length, at.data);
+    });
+  });
+  set.checked = true;
+}
+
+// Headers, and that there are all data; not yet what those are.
+IndexSet open_tiles(Reader& in, uint64_t n) {
   IndexSet set = {IndexSet::Kind::kTiles, n, 0};
   const size_t start = in.offset();
   set.t = in.byte("the tile size");
@@ -328,14 +344,12 @@ IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {
     in.take(tile_bytes(tile, length), "a tile");
     set.kept += tile.kept(length);
   });
-  run_ranges(cut_sparse(n, set.step, set.kept), [&](uint64_t begin, uint64_t end) {
-    if (begin == end) return;
-    IndexSet::Entry at = set.entries[begin / set.step];
-    for_each_tile(begin, end, set.t, [&](uint64_t, uint64_t length) {
-      const Tile tile = read_header(at.headers, set.t, length);
-      check_tile(kernels, tile, length, at.data);
-    });
-  });
+  return set;
+}
+
+IndexSet read_tiles(const Kernels& kernels, Reader& in, uint64_t n) {
+  IndexSet set = open_tiles(in, n);
+  check_tiles(kernels, set);
   return set;
 }
 
@@ -378,7 +392,9 @@ IndexSet mask_set(const Kernels& kernels, const Select& mask, uint64_t n) {
   return set;
 }
 
-IndexSet read_index_set(const Kernels& kernels, const Select& select, Reader& in, uint64_t n) {
+// The data of tiles may be left for `check_tiles`.
+IndexSet read_index_set(const Kernels& kernels, const Select& select, Reader& in, uint64_t n,
+                        bool checks_tiles = true) {
   switch (select.kind) {
     case Select::Kind::kAll:
       return {IndexSet::Kind::kAll, n, n};
@@ -389,7 +405,7 @@ IndexSet read_index_set(const Kernels& kernels, const Select& select, Reader& in
         throw Malformed{"the mask has another number of elements than its group", in.offset()};
       return mask_set(kernels, select, n);
     default:
-      return read_tiles(kernels, in, n);
+      return checks_tiles ? read_tiles(kernels, in, n) : open_tiles(in, n);
   }
 }
 

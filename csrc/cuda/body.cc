@@ -538,6 +538,28 @@ class Runner {
     copied_ = copied;
   }
 
+  // Whether the tiles that the CPU has not looked at are of the format.
+  bool tiles_are_valid(const std::vector<ParsedSegment>& body) {
+    std::vector<CodedTile> tiles;
+    uint64_t before = 0;
+    const auto add = [&](const auto& self, const Parsed& parsed) -> void {
+      for (const Parsed& term : parsed.terms) self(self, term);
+      for (const ParsedGroup& group : parsed.groups) {
+        const IndexSet& set = group.kept;
+        if (set.kind == IndexSet::Kind::kTiles && !set.checked) add_tiles(set, before, tiles);
+      }
+    };
+    for (const ParsedSegment& segment : body) add(add, segment.coded);
+    if (tiles.empty()) return true;
+    uint32_t malformed = UINT32_MAX;
+    uint32_t* const found = workspace_.upload(std::span<const uint32_t>(&malformed, 1));
+    check_tiles(workspace_.upload(tiles), tiles.size(), found, workspace_);
+    Readback readback(workspace_);
+    readback.add(&malformed, found, sizeof(malformed));
+    readback.finish();
+    return malformed == UINT32_MAX;
+  }
+
   // Writes what groups decode to; or adds it, with a weight.
   void run(const Parsed& parsed, std::span<const Tensor> tensors, std::optional<double> weight) {
     if (!parsed.terms.empty()) return sum(parsed, tensors, weight);
@@ -623,11 +645,8 @@ class Runner {
     for_each_tile(0, set.n, set.t, [&](uint64_t begin, uint64_t length) {
       const Tile tile = read_header(headers, set.t, length);
       const uint8_t* const bytes = data.take(tile_bytes(tile, length), "a tile");
-      const uint64_t kept = tile.kept(length);
-      if (kept > 0) {
-        tiles.push_back({tile, on_device(bytes), begin, before, static_cast<uint32_t>(length)});
-      }
-      before += kept;
+      tiles.push_back({tile, on_device(bytes), begin, before, static_cast<uint32_t>(length)});
+      before += tile.kept(length);
     });
   }
 
@@ -679,8 +698,15 @@ class Runner {
   const uint8_t* copied_ = nullptr;
 };
 
-void run(const Plan& plan, const std::vector<ParsedSegment>& body, std::optional<double> weight,
-         Runner& runner) {
+// Validates what the CPU has left, and only then writes.
+void run(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
+         const std::vector<ParsedSegment>& body, std::optional<double> weight,
+         cudaStream_t stream) {
+  Runner runner(plan, payload, start, stop, stream);
+  if (!runner.tiles_are_valid(body)) {
+    check_body(plan, payload, start, stop);  // says what is wrong
+    throw DeviceError("the GPU refuses a payload that the CPU does not");
+  }
   for (const ParsedSegment& segment : body) {
     runner.run(segment.coded, plan.tensors, weight);
     for (size_t i = 0; i < segment.exact.size(); ++i)
@@ -698,20 +724,16 @@ bool encode_body(const Plan& plan, uint64_t drawn, cudaStream_t stream,
 
 void decode_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
                  cudaStream_t stream) {
-  fedcodec::Decoder decoder(plan);
-  const std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
-  Runner runner(plan, payload, start, stop, stream);
-  run(plan, body, {}, runner);
+  fedcodec::Decoder decoder(plan, false);
+  run(plan, payload, start, stop, parse_body(plan, decoder, payload, start, stop), {}, stream);
 }
 
 Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
                        double weight, Bounds bounds, bool dry, cudaStream_t stream) {
-  fedcodec::Decoder decoder(plan);
+  fedcodec::Decoder decoder(plan, dry);
   std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
   bounds = raised_bounds(plan, decoder, body, weight, bounds, start);
-  if (dry) return bounds;
-  Runner runner(plan, payload, start, stop, stream);
-  run(plan, body, weight, runner);
+  if (!dry) run(plan, payload, start, stop, body, weight, stream);
   return bounds;
 }
 
