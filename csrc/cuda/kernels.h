@@ -190,7 +190,7 @@ struct ValueGroup {
   Dtype dtype;           // kPlain: what they travel as
   unsigned bits;         // kCodes
   Grid grid;             // kCodes
-  uint64_t first_scale;  // kCodes: scales of the groups before
+  uint64_t first_scale;  // scales of the groups before
   uint64_t drawn;        // kCodes, stochastic: the number of the first value
   uint8_t* scales;       // kCodes: channels float32, kSigns: one; no alignment
   uint8_t* data;         // no alignment
@@ -200,7 +200,7 @@ struct ValueGroups {
   std::span<const ValueGroup> host;
   const ValueGroup* groups;  // the same, uploaded
   uint64_t chunks;           // of all
-  uint64_t scales;           // of all
+  uint64_t scales;           // of all kCodes
 };
 
 // Writes the bytes of all groups; `draw.first` is not read. Raises *not_finite to 1 if a value is
@@ -211,7 +211,8 @@ void encode_values(const ValueGroups& groups, const Draw* draw, uint32_t* not_fi
 // --- values: from bytes, to tensors or into sums
 // ---------------------------------------------------------------------------
 
-// A group's m > 0 values as they travelled; the bytes are checked.
+// A group's m > 0 values as they travelled; the bytes are checked. The word of memory in which
+// `data` begins may be read whole.
 struct CodedGroup {
   Form form;
   Dtype dtype;            // kPlain

@@ -44,10 +44,11 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct alignas(8) uint2 {
+// As nvcc has them, they may stand for other types' bytes.
+struct [[gnu::may_alias]] alignas(8) uint2 {
   uint32_t x, y;
 };
-struct alignas(16) uint4 {
+struct [[gnu::may_alias]] alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 struct alignas(16) float4 {
@@ -277,6 +278,10 @@ T __shfl_xor_sync(unsigned mask, T value, int by) {
   return __shfl_sync(mask, value, static_cast<int>(lane) ^ by);
 }
 
+inline unsigned min(unsigned a, unsigned b) { return std::min(a, b); }
+inline unsigned max(unsigned a, unsigned b) { return std::max(a, b); }
+inline int min(int a, int b) { return std::min(a, b); }
+
 template <class T>
 T atomicAdd(T* at, T value) {
   const T before = *at;
@@ -310,6 +315,9 @@ inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsig
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));
 }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>(((uint64_t{high} << 32 | low) << (shift & 31)) >> 32);
+}
 template <class T>
 T __ldg(const T* at) {
   return *at;
@@ -317,6 +325,10 @@ T __ldg(const T* at) {
 template <class T>
 T __ldcs(const T* at) {
   return *at;
+}
+template <class T>
+void __stwb(T* at, T value) {
+  *at = value;
 }
 template <class T>
 void __stcs(T* at, T value) {
