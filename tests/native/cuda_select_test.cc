@@ -284,7 +284,7 @@ void test_random_bits() {
       auto* const bits = workspace.zeros<uint32_t>((n + 31) / 32);
       set_random_bits(n + k, n, k, bits, workspace);
       std::vector<uint64_t> positions(k);
-      active_kernels()->random_positions(n + k, n, k, positions.data());
+      active_kernels()->random_positions(n + k, n, 0, k, positions.data());
       std::vector<uint32_t> wanted((n + 31) / 32);
       for (uint64_t p : positions) wanted[p / 32] |= 1u << (p % 32);
       expect(std::equal(wanted.begin(), wanted.end(), bits), "random bits " + std::to_string(n));

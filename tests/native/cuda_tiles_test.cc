@@ -112,15 +112,15 @@ std::optional<std::vector<CodedTile>> read_headers(const Bytes& set, uint64_t n)
 
 // Whether the bytes are an index set, as the CPU has it too. Their last is the last of the memory.
 bool unpack(const Bytes& set, uint64_t n, const std::string& what) {
-  std::optional<uint64_t> kept;
+  std::optional<SparseSet> expected;
   Reader reader(set.data(), 0, set.size());
   try {
-    kept = check_sparse(kernels(), reader, n);
+    expected.emplace(kernels(), reader, n);
   } catch (const Malformed&) {
   }
   auto tiles = read_headers(set, n);
   if (!tiles) {
-    expect(!kept, what + ", headers");
+    expect(!expected, what + ", headers");
     return false;
   }
   Workspace workspace(nullptr);
@@ -132,14 +132,15 @@ bool unpack(const Bytes& set, uint64_t n, const std::string& what) {
   uint32_t* const malformed = workspace.upload(std::vector<uint32_t>{UINT32_MAX});
   cuda::check_tiles(coded, tiles->size(), malformed, workspace);
   const uint32_t found = download(workspace, malformed, 1)[0];
-  expect((found == UINT32_MAX) == kept.has_value(), what + ", check");
-  if (found != UINT32_MAX || !kept) return false;
-  uint32_t* const out = workspace.array<uint32_t>(*kept);
+  expect((found == UINT32_MAX) == expected.has_value(), what + ", check");
+  if (found != UINT32_MAX || !expected) return false;
+  const uint64_t kept = expected->kept();
+  uint32_t* const out = workspace.array<uint32_t>(kept);
   cuda::unpack_tiles(coded, tiles->size(), out, workspace);
-  Positions expected(*kept);
-  unpack_sparse(kernels(), Reader(set.data(), 0, set.size()), n, expected.data());
-  const auto positions = download(workspace, out, *kept);
-  expect(std::equal(positions.begin(), positions.end(), expected.begin(), expected.end(),
+  Positions wanted(kept);
+  expected->unpack(kernels(), wanted.data());
+  const auto positions = download(workspace, out, kept);
+  expect(std::equal(positions.begin(), positions.end(), wanted.begin(), wanted.end(),
                     [](uint32_t a, int64_t b) { return int64_t{a} == b; }),
          what + ", positions");
   return true;
