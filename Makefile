@@ -70,6 +70,7 @@ ifeq ($(shell command -v nvcc),)
 else
 	$(call ENVIRONMENT,build/cuda)
 	FEDCODEC_CUDA=ON $(call INSTALL_IN,build/cuda) .
+	$(call INSTALL_IN,build/cuda) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	build/cuda/bin/python -m pytest -q -n auto tests -m gpu $(PYTEST_ARGS)
 endif
 
