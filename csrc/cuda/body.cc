@@ -491,7 +491,7 @@ class Encoder {
 
   // A scale that tensors share, or a sum, may take a value beyond its tensor's dtype.
   bool is_decodable(const uint8_t* body) const {
-    fedcodec::Decoder decoder(plan_);
+    fedcodec::Decoder decoder(plan_, false);
     for (size_t i = 0; i < segments_.size(); ++i) {
       const Work& work = segments_[i];
       uint64_t size = 0;

@@ -97,6 +97,11 @@ Pinned::~Pinned() {
   idle().blocks.push_back(data_);
 }
 
+// The pinned memory goes to another call: nothing may be on its way to it.
+Readback::~Readback() {
+  if (in_flight_) static_cast<void>(cudaStreamSynchronize(workspace_.stream()));
+}
+
 void Readback::add(void* to, const void* from, uint64_t n_bytes) {
   if (n_bytes > 0)
     copies_.push_back({static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), n_bytes});
@@ -106,6 +111,7 @@ void Readback::finish() {
   for (size_t next = 0; next < copies_.size();) {
     size_t used = 0;
     std::vector<Copy> slices;  // to pinned memory and on
+    in_flight_ = true;
     while (next < copies_.size() && used < Pinned::kSize) {
       Copy& copy = copies_[next];
       const size_t n = std::min<uint64_t>(Pinned::kSize - used, copy.n_bytes);
@@ -116,6 +122,7 @@ void Readback::finish() {
       next += copy.n_bytes == 0;
     }
     workspace_.synchronize();
+    in_flight_ = false;
     for (const Copy& slice : slices) std::memcpy(slice.to, slice.from, slice.n_bytes);
   }
   copies_.clear();

@@ -86,6 +86,9 @@ class Pinned {
 class Readback {
  public:
   explicit Readback(Workspace& workspace) : workspace_(workspace) {}
+  ~Readback();
+  Readback(const Readback&) = delete;
+  Readback& operator=(const Readback&) = delete;
 
   void add(void* to, const void* from, uint64_t n_bytes);
   void finish();
@@ -100,6 +103,7 @@ class Readback {
   Workspace& workspace_;
   Pinned pinned_;
   std::vector<Copy> copies_;
+  bool in_flight_ = false;
 };
 
 // Copies from any host memory. The pinned memory is in use until the stream is synchronized.
