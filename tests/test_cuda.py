@@ -281,3 +281,46 @@ def test_frameworks_without_arrays_on_a_gpu():
 def _cupy():
     pytest.importorskip("cupy")
     return "cupy"
+
+
+@pytest.fixture
+def memory():
+    """Sets how many bytes the emulated GPU has left."""
+    if not gpu_arrays.EMULATED:
+        pytest.skip("a true GPU's memory cannot be set")
+    body = ops.cuda_backend().body
+    yield body.set_memory
+    body.set_memory((1 << 64) - 1)
+
+
+@pytest.mark.parametrize("text", ["topk(0.3) | int8", "residual(sign; topk(0.2))", "raw"])
+def test_out_of_memory_leaves_everything_as_it_was(memory, text):
+    values = mixed()
+    payload = fc.parse(text).encode(values)
+    server, client, out = fc.Aggregator(device="cuda"), fc.ErrorFeedback(text), put(mixed(1))
+    server.add(payload)
+    client.encode(put(values))
+    client.accept()
+    sums, residual, before = server.state_dict(), client.residual, copy.deepcopy(get(out))
+    calls = [
+        lambda: fc.decode(payload, out=out),
+        lambda: server.add(payload),
+        lambda: client.encode(put(mixed(2))),
+        lambda: fc.parse(text).encode(put(values)),
+    ]
+    enough = [False] * len(calls)
+    for nbytes in range(0, 40_000, 256):
+        for number, call in enumerate(calls):
+            if enough[number]:
+                continue
+            memory(nbytes)
+            try:
+                call()
+                enough[number] = True
+            except fc.BackendError as error:
+                assert "out of memory" in str(error)  # noqa: PT017
+                assert number != 0 or not assert_same(get(out), before)
+                memory((1 << 64) - 1)
+                assert number != 1 or not assert_same(server.state_dict()["sums"], sums["sums"])
+                assert number != 2 or not assert_same(client.residual, residual)
+    assert all(enough)

@@ -323,6 +323,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   m.doc() = "fedcodec's calls for arrays in a GPU's memory.";
 #if defined(FEDCODEC_CUDA_EMULATED)
   m.attr("emulated") = true;
+  m.def("set_memory", [](size_t n_bytes) { cuda_emulated_memory = n_bytes; });
 #else
   m.attr("emulated") = false;
 #endif
@@ -360,9 +361,9 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
                              [](const DeviceArray& array) { return static_cast<int>(array.dtype); })
       .def_property_readonly("nbytes", &DeviceArray::nbytes)
       .def("__reduce__", [](const DeviceArray& array) {
-        return py::make_tuple(py::module_::import("fedcodec.gpu").attr("restored"),
-                              py::make_tuple(to_host(array), array.n,
-                                             static_cast<int>(array.dtype), array.device));
+        return py::make_tuple(
+            py::module_::import("fedcodec.gpu").attr("restored"),
+            py::make_tuple(to_host(array), array.n, static_cast<int>(array.dtype), array.device));
       });
   py::class_<Memory>(m, "Memory")
       .def(py::init<uint64_t, int, uint64_t, bool>(), py::arg("nbytes"), py::arg("device"),

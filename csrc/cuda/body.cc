@@ -560,17 +560,52 @@ class Runner {
     return malformed == UINT32_MAX;
   }
 
-  // Writes what groups decode to; or adds it, with a weight.
-  void run(const Parsed& parsed, std::span<const Tensor> tensors, std::optional<double> weight) {
-    if (!parsed.terms.empty()) return sum(parsed, tensors, weight);
+  // All that the GPU needs to write what was parsed: what may fail for want of memory is done
+  // before anything is written.
+  struct Ready {
+    std::vector<std::pair<void*, size_t>> cleared;
+    std::vector<CodedGroups> groups;
+    struct Sum {
+      const void* first;
+      const void* second;
+      bool wide;
+      Target to;
+    };
+    std::vector<Sum> sums;
+  };
+
+  // For tensors to be written, or to be added to.
+  Ready prepare(const Parsed& parsed, std::span<const Tensor> tensors, bool adds) {
+    Ready ready;
+    if (!parsed.terms.empty()) {
+      sums(parsed, tensors, ready);
+      return ready;
+    }
     std::vector<const ParsedGroup*> dense, sparse;
     for (const ParsedGroup& group : parsed.groups) {
       const bool all = group.kept.kind == IndexSet::Kind::kAll;
-      if (!all && !weight) clear(group.group, tensors);
+      if (!all && !adds) {
+        for (size_t i : group.group.members)
+          ready.cleared.emplace_back(tensors[i].data, tensors[i].n * item_size(tensors[i].held));
+      }
       if (group.kept.kept > 0) (all ? dense : sparse).push_back(&group);
     }
-    if (!dense.empty()) run(dense, nullptr, tensors, weight);
-    if (!sparse.empty()) run(sparse, positions(sparse), tensors, weight);
+    if (!dense.empty()) ready.groups.push_back(coded(dense, nullptr, tensors));
+    if (!sparse.empty()) ready.groups.push_back(coded(sparse, positions(sparse), tensors));
+    return ready;
+  }
+
+  // Writes what groups decode to; or adds it, with a weight.
+  void run(const Ready& ready, std::optional<double> weight) {
+    for (const auto& [data, size] : ready.cleared) {
+      if (size > 0) check(cudaMemsetAsync(data, 0, size, workspace_.stream()), "clearing a tensor");
+    }
+    for (const CodedGroups& groups : ready.groups)
+      weight ? accumulate_values(groups, *weight, workspace_) : decode_values(groups, workspace_);
+    for (const auto& [first, second, wide, to] : ready.sums) {
+      weight ? accumulate_sum(first, second, wide, to, *weight, workspace_)
+             : decode_sum(first, second, wide, to, workspace_);
+    }
   }
 
   void exact(const Tensor& to, const uint8_t* bytes, std::optional<double> weight) {
@@ -588,18 +623,8 @@ class Runner {
  private:
   const uint8_t* on_device(const uint8_t* bytes) const { return copied_ + (bytes - payload_); }
 
-  void clear(const Group& group, std::span<const Tensor> tensors) {
-    for (size_t i : group.members) {
-      const Tensor& to = tensors[i];
-      if (to.n > 0) {
-        check(cudaMemsetAsync(to.data, 0, to.n * item_size(to.held), workspace_.stream()),
-              "clearing a tensor");
-      }
-    }
-  }
-
-  void run(std::span<const ParsedGroup* const> groups, const uint32_t* positions,
-           std::span<const Tensor> tensors, std::optional<double> weight) {
+  CodedGroups coded(std::span<const ParsedGroup* const> groups, const uint32_t* positions,
+                    std::span<const Tensor> tensors) {
     std::vector<CodedGroup> coded;
     std::vector<Target> targets;
     uint64_t chunks = 0, before = 0;
@@ -620,9 +645,8 @@ class Runner {
       }
       coded.back().targets = static_cast<uint32_t>(targets.size()) - coded.back().first_target;
     }
-    const CodedGroups all = {workspace_.upload(coded), static_cast<uint32_t>(coded.size()), chunks,
-                             workspace_.upload(targets), positions};
-    weight ? accumulate_values(all, *weight, workspace_) : decode_values(all, workspace_);
+    return {workspace_.upload(coded), static_cast<uint32_t>(coded.size()), chunks,
+            workspace_.upload(targets), positions};
   }
 
   // Those of all groups, one after the other.
@@ -666,8 +690,8 @@ class Runner {
     });
   }
 
-  // The terms of a residual, each by itself, and then their sum.
-  void sum(const Parsed& parsed, std::span<const Tensor> tensors, std::optional<double> weight) {
+  // The terms of a residual, each by itself.
+  void sums(const Parsed& parsed, std::span<const Tensor> tensors, Ready& ready) {
     std::vector<Tensor> terms[2];
     for (size_t which : {0, 1}) {
       std::vector<Tensor>& term = terms[which];
@@ -678,16 +702,15 @@ class Runner {
         tensor.held = tensor.dtype;
         tensor.data = workspace_.array<uint8_t>(multiply(tensor.n, item_size(tensor.dtype)));
       }
-      run(parsed.terms[which], term, {});
+      run(prepare(parsed.terms[which], term, false), {});
     }
     for (size_t i : parsed.floats) {
       const Tensor& to = tensors[i];
       if (to.n == 0) continue;
-      const bool wide = to.dtype == Dtype::kFloat64;
-      const Target target = {to.data, to.n, 0, to.dtype, to.held};
-      const void *const first = terms[0][i].data, *const second = terms[1][i].data;
-      weight ? accumulate_sum(first, second, wide, target, *weight, workspace_)
-             : decode_sum(first, second, wide, target, workspace_);
+      ready.sums.push_back({terms[0][i].data,
+                            terms[1][i].data,
+                            to.dtype == Dtype::kFloat64,
+                            {to.data, to.n, 0, to.dtype, to.held}});
     }
   }
 
@@ -707,8 +730,11 @@ void run(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
     check_body(plan, payload, start, stop);  // says what is wrong
     throw DeviceError("the GPU refuses a payload that the CPU does not");
   }
+  std::vector<Runner::Ready> ready;
+  for (const ParsedSegment& segment : body)
+    ready.push_back(runner.prepare(segment.coded, plan.tensors, weight.has_value()));
+  for (const Runner::Ready& segment : ready) runner.run(segment, weight);
   for (const ParsedSegment& segment : body) {
-    runner.run(segment.coded, plan.tensors, weight);
     for (size_t i = 0; i < segment.exact.size(); ++i)
       runner.exact(plan.tensors[segment.exact[i]], segment.bytes[i], weight);
   }

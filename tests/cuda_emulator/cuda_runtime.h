@@ -405,12 +405,13 @@ inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*
   return cudaSuccess;
 }
 
-// Tests set how many bytes there are.
+// Tests set how many bytes there are, for all that is allocated from then on.
 inline std::atomic<size_t> cuda_emulated_memory = SIZE_MAX;
 constexpr unsigned char kCudaPoison = 0xa5;
 
 inline cudaError_t cudaMallocFromPoolAsync(void** memory, size_t n, cudaMemPool_t, cudaStream_t) {
   if (n > cuda_emulated_memory) return cudaErrorMemoryAllocation;
+  cuda_emulated_memory -= n;
   *memory = std::aligned_alloc(256, (n + 255) / 256 * 256);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*memory, kCudaPoison, n);
