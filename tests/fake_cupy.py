@@ -40,7 +40,7 @@ def module():
     )
     cupy.cuda = types.SimpleNamespace(
         Device=lambda number: contextlib.nullcontext(number),
-        get_current_stream=lambda: types.SimpleNamespace(ptr=STREAM),
+        get_current_stream=lambda device: types.SimpleNamespace(ptr=STREAM),
     )
     return cupy
 

@@ -2,6 +2,7 @@
 // meanings of _native's calls.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -100,18 +101,29 @@ class Memory {
 // Where the arrays of a call are, all of them.
 struct Place {
   int device = 0;
-  uint64_t stream = 0;
+  std::vector<uint64_t> streams;  // that others' work on them may be on
+
+  // The stream for the call's own work, once that of the others is done.
+  cudaStream_t stream() const {
+    for (size_t i = 1; i < streams.size(); ++i)
+      gpu::check(cudaStreamSynchronize(to_stream(streams[i])), "waiting for a stream");
+    return to_stream(streams.empty() ? 0 : streams[0]);
+  }
 };
 
 Place place_of(py::handle arrays) {
-  for (py::handle item : to_items(arrays, "arrays")) {
-    // Of compensated values, the update's: what made it has a stream to wait for.
+  Place place;
+  for (const py::handle item : to_items(arrays, "arrays")) {
+    // Of compensated values, the update: what is ours waits for its work.
     const DeviceArray& array =
         to_array(PyTuple_Check(item.ptr()) != 0 ? to_tuple(item, 3, 3, "a tensor's arrays")[1]
                                                 : py::reinterpret_borrow<py::object>(item));
-    return {array.device, array.stream};
+    place.device = array.device;
+    auto& streams = place.streams;
+    if (std::find(streams.begin(), streams.end(), array.stream) == streams.end())
+      streams.push_back(array.stream);
   }
-  return {};
+  return place;
 }
 
 void set_values(Tensor& tensor, const DeviceArray& array) {
@@ -182,8 +194,7 @@ class DeviceEncoder : public Body {
     const Kernels& kernels = kernels_in_use();
     const Place place = place_of(arrays);
     const bool encoded = on_device(place.device, [&] {
-      if (!gpu::encode_body(plan(kernels, inputs), drawn, to_stream(place.stream), allocate))
-        return false;
+      if (!gpu::encode_body(plan(kernels, inputs), drawn, place.stream(), allocate)) return false;
       if (!seal) return true;
       const uint32_t crc = checksum(kernels, 0, payload->data(), size);
       std::memcpy(payload->data() + size, &crc, kChecksum);
@@ -214,7 +225,7 @@ class DeviceDecoder : public Body {
     const Place place = place_of(arrays);
     on_device(place.device, [&] {
       gpu::decode_body(plan(kernels, outputs), body.data(), body.start(), body.stop(),
-                       to_stream(place.stream));
+                       place.stream());
     });
     return arrays;
   }
@@ -231,8 +242,7 @@ class DeviceDecoder : public Body {
     const Place place = place_of(accumulators);
     const Bounds after = on_device(place.device, [&] {
       return gpu::accumulate_body(plan(kernels, sums), body.data(), body.start(), body.stop(),
-                                  weight, {bounds.first, bounds.second}, dry,
-                                  to_stream(place.stream));
+                                  weight, {bounds.first, bounds.second}, dry, place.stream());
     });
     const std::pair<double, double> bounds_after = {after.f32, after.f64};
     if (!dry && ledger) ledger->append(bounds_after);
@@ -264,7 +274,8 @@ void merge(const DeviceArray& from, const DeviceArray& sum) {
 
 void mean(const DeviceArray& sum, double weight, const DeviceArray& out) {
   require_same_size(out, sum.n);
-  run_at(sum, [&](gpu::Workspace& workspace) {
+  // On the stream of what is written: what its memory was used for before is ordered there.
+  run_at(out, [&](gpu::Workspace& workspace) {
     gpu::mean_of_sums(sum.data(), sum.dtype == Dtype::kFloat64, sum.n, weight, out.dtype,
                       out.data(), workspace);
   });
@@ -285,8 +296,8 @@ void from_host(const DeviceArray& array, const py::object& data) {
   const Bytes bytes(data);
   if (bytes.get().size() != array.nbytes())
     throw py::value_error("an array of another size than the bytes");
+  const gpu::Pinned by;
   run_at(array, [&](gpu::Workspace& workspace) {
-    const gpu::Pinned by;
     gpu::to_device(array.data(), bytes.get().data(), array.nbytes(), by, workspace);
     workspace.synchronize();
   });
@@ -340,6 +351,8 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
       PyErr_SetObject(malformed, py::make_tuple(error.message, error.offset).ptr());
     } catch (const Refused&) {
       PyErr_SetNone(refused);
+    } catch (const fedcodec::cuda::OutOfMemory& error) {
+      py::set_error(py::module_::import("fedcodec.errors").attr("DeviceMemoryError"), error.what());
     } catch (const fedcodec::cuda::DeviceError& error) {
       py::set_error(py::module_::import("fedcodec.errors").attr("BackendError"), error.what());
     }

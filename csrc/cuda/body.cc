@@ -715,11 +715,22 @@ class Runner {
   }
 
   const Plan& plan_;
+  Pinned by_;  // outlives the workspace, which waits where a call fails
   Workspace workspace_;
-  Pinned by_;
   const uint8_t* payload_;
   const uint8_t* copied_ = nullptr;
 };
+
+// What the CPU finds first, where it looks at everything in order, is said of wrong bytes.
+std::vector<ParsedSegment> parse(const Plan& plan, fedcodec::Decoder& decoder,
+                                 const uint8_t* payload, size_t start, size_t stop) {
+  try {
+    return parse_body(plan, decoder, payload, start, stop);
+  } catch (const Malformed&) {
+    check_body(plan, payload, start, stop);
+    throw;
+  }
+}
 
 // Validates what the CPU has left, and only then writes.
 void run(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
@@ -751,13 +762,13 @@ bool encode_body(const Plan& plan, uint64_t drawn, cudaStream_t stream,
 void decode_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
                  cudaStream_t stream) {
   fedcodec::Decoder decoder(plan, false);
-  run(plan, payload, start, stop, parse_body(plan, decoder, payload, start, stop), {}, stream);
+  run(plan, payload, start, stop, parse(plan, decoder, payload, start, stop), {}, stream);
 }
 
 Bounds accumulate_body(const Plan& plan, const uint8_t* payload, size_t start, size_t stop,
                        double weight, Bounds bounds, bool dry, cudaStream_t stream) {
   fedcodec::Decoder decoder(plan, dry);
-  std::vector<ParsedSegment> body = parse_body(plan, decoder, payload, start, stop);
+  std::vector<ParsedSegment> body = parse(plan, decoder, payload, start, stop);
   bounds = raised_bounds(plan, decoder, body, weight, bounds, start);
   if (!dry) run(plan, payload, start, stop, body, weight, stream);
   return bounds;

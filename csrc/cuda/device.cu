@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <mutex>
 #include <vector>
@@ -51,12 +52,17 @@ Idle& idle() {
 void check(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());  // or the next call would report it again
-  throw DeviceError(std::string(what) + ": " + cudaGetErrorString(result));
+  const std::string message = std::string(what) + ": " + cudaGetErrorString(result);
+  if (result == cudaErrorMemoryAllocation) throw OutOfMemory(message);
+  throw DeviceError(message);
 }
 
-Workspace::Workspace(cudaStream_t stream) : stream_(stream), pool_(pool_of_this_device()) {}
+Workspace::Workspace(cudaStream_t stream)
+    : stream_(stream), pool_(pool_of_this_device()), failures_(std::uncaught_exceptions()) {}
 
 Workspace::~Workspace() {
+  // A call that fails leaves work behind; what that reads and writes is about to be given up.
+  if (std::uncaught_exceptions() > failures_) static_cast<void>(cudaStreamSynchronize(stream_));
   for (void* memory : held_) static_cast<void>(cudaFreeAsync(memory, stream_));
 }
 
@@ -66,10 +72,7 @@ void* Workspace::bytes(uint64_t n, size_t size) {
   const size_t n_bytes = n == 0 ? size : n * size;
   held_.reserve(held_.size() + 1);
   void* memory = nullptr;
-  if (cudaMallocFromPoolAsync(&memory, n_bytes, pool_, stream_) != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    throw DeviceError("out of memory for " + std::to_string(n_bytes) + " bytes of workspace");
-  }
+  check(cudaMallocFromPoolAsync(&memory, n_bytes, pool_, stream_), "allocating a workspace");
   held_.push_back(memory);
   return memory;
 }

@@ -18,6 +18,10 @@ struct DeviceError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct OutOfMemory : DeviceError {
+  using DeviceError::DeviceError;
+};
+
 void check(cudaError_t result, const char* what);
 
 // Memory of the current device from a pool that keeps what is given back, for one stream's use.
@@ -63,6 +67,7 @@ class Workspace {
 
   cudaStream_t stream_;
   cudaMemPool_t pool_;
+  int failures_;  // in flight when this was made
   std::vector<void*> held_;
 };
 

@@ -175,16 +175,20 @@ class Aggregator(Locked):
         if self.count and other.count and other._base != self._base:
             raise SpecMismatch(f"the other's base is {_hex(other._base)}, not {_hex(self._base)}")
         bounds = _added(self._bounds, other._bounds)
+        # All that may lack memory comes first.
+        sums = self._sums if self._spec is not None else self._zeros(other._spec)
+        others = other._sums
+        if self._device != other._device:
+            others = [self._placed(_on_host(total)) for total in others]
         if self._spec is None:
-            self._spec, self._framework = other._spec, other._framework
-            self._sums = self._zeros(other._spec)
+            self._spec, self._framework, self._sums = other._spec, other._framework, sums
         if other.count:
             self._base = other._base
-        for ours, theirs in zip(self._sums, other._sums, strict=True):
+        for ours, theirs in zip(sums, others, strict=True):
             if self._device is None:
-                ops.backend().accumulate(ours, _on_host(theirs), 1.0)
+                ops.backend().accumulate(ours, theirs, 1.0)
             else:
-                ops.cuda_backend().merge(self._placed(_on_host(theirs)), ours)
+                ops.cuda_backend().merge(theirs, ours)
         self._bounds = bounds
         self.count += other.count
         self.weight += other.weight
@@ -208,7 +212,8 @@ class Aggregator(Locked):
         BackendError
             If the framework cannot be imported.
         """
-        arrays.require_framework(framework or self._framework)
+        if framework is not None:
+            arrays.require_framework(framework)
         if self._spec is None or self.weight == 0:
             raise ValueError("nothing of positive weight was added")
         if self._device is not None:
@@ -227,7 +232,9 @@ class Aggregator(Locked):
                 mean /= self.weight
                 means.append(_rounded(mean, tensor))
         return arrays.build(
-            self._spec, arrays.shaped(means, self._spec), framework or self._framework
+            self._spec,
+            arrays.shaped(means, self._spec),
+            framework or arrays.host_framework(self._framework),
         )
 
     @locked
@@ -306,7 +313,10 @@ class Aggregator(Locked):
         if wanted > most:
             raise DecodeError(f"the sums take {wanted} bytes, the limit is {most}: pass like=")
         pipeline.check(decoded)
-        return self._zeros(decoded.spec)
+        try:
+            return self._zeros(decoded.spec)
+        except MemoryError:
+            raise DecodeError("the sums need more memory than there is") from None
 
     def _zeros(self, spec: Spec) -> list[Any]:
         sums = [(tensor.size, self._sum_dtype(tensor)) for tensor in spec.untied]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
+import operator
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,8 +18,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import dtypes, ops
-from .errors import BackendError
+from . import dtypes, gpu, ops
+from .errors import BackendError, DecodeError, shortened
 from .spec import MAX_DIMENSIONS, Spec, TensorSpec
 
 Storage: TypeAlias = npt.NDArray[Any]
@@ -51,6 +54,14 @@ def read(update: Any) -> Update:
     parts = _parts(update)
     plain = _see(*parts)
     return _read(*parts) if plain is None else _opened(plain)
+
+
+def read_on_host(update: Any) -> Update:
+    """Do `read`, with copies of what is on a GPU."""
+    seen = read(update)
+    return (
+        seen if seen.device is None else seen._replace(storage=list(map(gpu.to_host, seen.storage)))
+    )
 
 
 def spec_of(update: Any) -> tuple[Spec, str]:
@@ -355,7 +366,7 @@ def _jax_arrays(spec: Spec, arrays: Sequence[Storage]) -> list[Any]:
 # --- GPUs ---------------------------------------------------------------------------------------------------------
 
 
-def device_number(device: str | None) -> int | None:
+def device_number(device: Any) -> int | None:
     """Return the number of the GPU that a text names; None for the CPU.
 
     Raises
@@ -363,19 +374,20 @@ def device_number(device: str | None) -> int | None:
     BackendError
         If it names neither, or the GPU is not there.
     """
-    if device in (None, "cpu"):
+    text = str(device)
+    if device is None or text == "cpu":
         return None
-    kind, colon, number = str(device).partition(":")
-    if kind != "cuda" or (colon and not number.isdecimal()):
-        raise BackendError(f"device {device!r} is none of 'cpu', 'cuda' and 'cuda:N'")
-    ordinal = int(number or 0)
+    found = re.fullmatch(r"cuda(?::(\d{1,4}))?", text)
+    if found is None:
+        raise BackendError(f"device {shortened(text)!r} is none of 'cpu', 'cuda' and 'cuda:N'")
     try:
         count = ops.cuda_backend().body.device_count()
     except BackendError as error:
-        raise BackendError(f"device {device!r}: {error}") from None
-    if ordinal >= count:
-        raise BackendError(f"device {device!r} is not there: there are {count}")
-    return ordinal
+        raise BackendError(f"device {text!r}: {error}") from None
+    number = int(found[1] or 0)
+    if number >= count:
+        raise BackendError(f"device {text!r} is not there: there are {count}")
+    return number
 
 
 def _is_on_gpu(value: Any) -> bool:
@@ -397,6 +409,7 @@ class _Located(NamedTuple):
     stream: int
     framework: str
     owner: Any
+    identity: object  # of tied arrays
     in_place: bool  # it may be written to, and is not a copy
 
 
@@ -429,8 +442,7 @@ def _read_gpu(
         if source is not None and not found.in_place:
             raise ValueError(f"out: tensor {name!r} is not a writable, contiguous array")
         tensor = TensorSpec(name, found.dtype.name, found.shape)
-        identity = (found.pointer, found.shape, found.dtype.name)
-        tied_to = seen.setdefault(identity, number) if tensor.size else number
+        tied_to = seen.setdefault(found.identity, number) if tensor.size else number
         if tied_to != number:
             tensors.append(TensorSpec(name, found.dtype.name, found.shape, tied_to))
             continue
@@ -440,52 +452,85 @@ def _read_gpu(
                 found.pointer, tensor.size, found.dtype.id, device, found.stream, found.owner
             )
         )
+    spec = Spec(structure, tuple(tensors))
     if source is not None:
-        spans = sorted((array.pointer, array.nbytes) for array in storage if array.n)
-        for (start, nbytes), (following, _) in itertools.pairwise(spans):
+        spans = sorted(
+            (array.pointer, array.nbytes, tensor.name)
+            for array, tensor in zip(storage, spec.untied, strict=True)
+            if array.n
+        )
+        for (start, nbytes, name), (following, _, other) in itertools.pairwise(spans):
             if following < start + nbytes:
-                raise ValueError("out: two arrays share memory")
-    return Update(Spec(structure, tuple(tensors)), storage, framework, device)
+                raise ValueError(f"out: tensor {name!r} and tensor {other!r} share memory")
+    # The same object for the same layout: what is kept between calls goes by it.
+    key = structure, spec.tensors
+    if key not in _specs and len(_specs) >= _MOST_SPECS:
+        _specs.clear()
+    return Update(_specs.setdefault(key, spec), storage, framework, device)
 
 
 def _located(value: Any, name: str) -> _Located:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _torch_located(torch, value, name)
-    interface = value.__cuda_array_interface__
     cupy: Any = sys.modules.get("cupy")
     is_cupy = cupy is not None and isinstance(value, cupy.ndarray)
-    copied = False
-    if interface.get("strides") is not None:
+    pointer, read_only, shape, strides, stream, dtype = _interface(value, name)
+    identity = pointer, shape, strides, dtype.name
+    plain = value
+    if strides is not None:
         if not is_cupy:
             raise TypeError(f"tensor {name!r} is not contiguous")
-        contiguous = cupy.ascontiguousarray(value)
-        copied, value = contiguous is not value, contiguous
-        interface = value.__cuda_array_interface__
-    host = np.dtype(interface["typestr"])
+        plain = cupy.ascontiguousarray(value)
+        pointer = _interface(plain, name)[0]
+    if pointer % dtype.itemsize:
+        raise TypeError(f"tensor {name!r} is not aligned to its elements")
+    device = 0
+    if is_cupy:
+        device = int(value.device.id)
+        stream = cupy.cuda.get_current_stream(device).ptr
+    elif 0 not in shape:
+        device = ops.cuda_backend().device_of(pointer)
+        if device < 0:
+            raise TypeError(f"tensor {name!r} says that it is on a GPU, but its memory is on none")
+    in_place = plain is value and not read_only
+    return _Located(pointer, shape, dtype, device, stream, "cupy", plain, identity, in_place)
+
+
+def _interface(
+    value: Any, name: str
+) -> tuple[int, bool, tuple[int, ...], tuple[int, ...] | None, int, dtypes.DType]:
+    """Read ``__cuda_array_interface__``: strides are None where elements lie row by row."""
+    interface = value.__cuda_array_interface__
+    try:
+        pointer, read_only = interface["data"]
+        shape = tuple(map(operator.index, interface["shape"]))
+        host = np.dtype(interface["typestr"])
+        strides = interface.get("strides")
+        strides = None if strides is None else tuple(map(operator.index, strides))
+        stream = operator.index(interface.get("stream") or 1)  # the legacy default stream
+        pointer = operator.index(pointer or 0)
+        valid = pointer >= 0 and stream >= 0 and 0 <= math.prod(shape) * host.itemsize < 1 << 63
+    except (AttributeError, KeyError, TypeError, ValueError):
+        valid = False
+    if not valid or min(shape, default=0) < 0 or interface.get("mask") is not None:
+        raise TypeError(f"tensor {name!r} has a __cuda_array_interface__ that is none, or masked")
     # Where NumPy has no name for it, the array's own framework has.
     dtype = dtypes.BY_NAME.get(
         str(getattr(value, "dtype", host)) if host.kind == "V" else host.name
     )
     if dtype is None or not host.isnative:
         raise TypeError(f"tensor {name!r} has dtype {host}, which is not supported")
-    pointer, read_only = interface["data"]
-    shape = tuple(interface["shape"])
-    empty = 0 in shape
-    device = value.device.id if is_cupy or empty else ops.cuda_backend().device_of(pointer)
-    stream = interface.get("stream") or 1  # the legacy default stream
-    if is_cupy:
-        stream = cupy.cuda.get_current_stream().ptr
-    return _Located(
-        pointer,
-        shape,
-        dtype,
-        device,
-        stream,
-        "cupy",
-        value,
-        not (copied or read_only),
+    dense = tuple(
+        math.prod(shape[axis + 1 :]) * host.itemsize if shape[axis] != 1 else None
+        for axis in range(len(shape))
     )
+    if strides is not None and (
+        0 in shape
+        or all(wanted in (None, stride) for wanted, stride in zip(dense, strides, strict=False))
+    ):
+        strides = None
+    return pointer, bool(read_only), shape, strides, stream, dtype
 
 
 def _torch_located(torch: Any, value: Any, name: str) -> _Located:
@@ -495,6 +540,7 @@ def _torch_located(torch: Any, value: Any, name: str) -> _Located:
             f"tensor {name!r} has dtype {value.dtype} and layout {value.layout}, which is not supported"
         )
     plain = value.detach().resolve_neg().contiguous()
+    pointer = value.data_ptr()
     return _Located(
         plain.data_ptr(),
         tuple(plain.shape),
@@ -503,8 +549,14 @@ def _torch_located(torch: Any, value: Any, name: str) -> _Located:
         torch.cuda.current_stream(plain.device).cuda_stream,
         "torch",
         plain,
-        plain.data_ptr() == value.data_ptr(),
+        (pointer, tuple(value.shape), value.stride(), value.is_neg(), dtype.name),
+        plain.data_ptr() == pointer,
     )
+
+
+def host_framework(framework: str) -> str:
+    """Return the framework of results on the CPU that nobody named one for."""
+    return "numpy" if framework == "cupy" else framework
 
 
 def empty_on_gpu(
@@ -522,24 +574,25 @@ def empty_on_gpu(
         If it has no such dtype.
     """
     if framework is None:
-        framework = source if source in ("torch", "cupy") else None
-        framework = framework or ("torch" if "torch" in sys.modules else "cupy")
+        torch = sys.modules.get("torch")
+        can = torch is not None and torch.cuda.is_available()
+        framework = source if source in ("torch", "cupy") else "torch" if can else "cupy"
         require_framework(framework)
     if framework not in ("torch", "cupy"):
         raise ValueError(
             f"framework {framework!r} has no arrays on a GPU to be filled: use 'torch' or 'cupy'"
         )
     module = importlib.import_module(framework)
+    if framework == "torch" and not module.cuda.is_available():
+        raise BackendError("torch finds no GPU: this build of it may have no CUDA")
     values = []
     for tensor in spec.untied:
-        if framework == "torch":
-            dtype = getattr(module, tensor.dtype)
-            values.append(module.empty(tensor.shape, dtype=dtype, device=f"cuda:{device}"))
-        elif tensor.dtype == "bfloat16":
+        if framework == "cupy" and tensor.dtype == "bfloat16":
             raise TypeError(f"tensor {tensor.name!r} is bfloat16, which CuPy lacks: use 'torch'")
-        else:
-            with module.cuda.Device(device):
-                values.append(module.empty(tensor.shape, tensor.dtype))
+        try:
+            values.append(_empty(module, framework, tensor, device))
+        except (MemoryError, RuntimeError) as error:  # CuPy's and torch's
+            raise DecodeError(f"the result needs more memory than there is: {error}") from error
     found = [
         _located(value, tensor.name) for value, tensor in zip(values, spec.untied, strict=True)
     ]
@@ -549,3 +602,11 @@ def empty_on_gpu(
         for at, tensor in zip(found, spec.untied, strict=True)
     ]
     return values, storage
+
+
+def _empty(module: Any, framework: str, tensor: TensorSpec, device: int) -> Any:
+    if framework == "torch":
+        dtype = getattr(module, tensor.dtype)
+        return module.empty(tensor.shape, dtype=dtype, device=f"cuda:{device}")
+    with module.cuda.Device(device):
+        return module.empty(tensor.shape, tensor.dtype)

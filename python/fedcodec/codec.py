@@ -134,8 +134,8 @@ class Codec(ABC):
         Parameters
         ----------
         update : dict of str to array, list of arrays, or array
-            NumPy, torch or JAX arrays. Floats go through the codec, integers and bools are lossless. Arrays that share
-            their memory (tied) are sent once.
+            NumPy, torch, JAX or CuPy arrays, all on the CPU or all on one GPU. Floats go through the codec, integers
+            and bools are lossless. Arrays that share their memory (tied) are sent once.
         framing : {"inline", "reference"}
             "reference" leaves names, shapes and dtypes to a spec that both ends hold: `decode(..., like=...)`.
         base : bytes of length 8, optional

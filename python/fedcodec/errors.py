@@ -56,3 +56,7 @@ class NonFiniteError(FedcodecError, ValueError):
 
 class BackendError(FedcodecError, RuntimeError):
     """An instruction set or device that is not known, not built or not present."""
+
+
+class DeviceMemoryError(BackendError, MemoryError):
+    """A device has not the memory that a call takes."""

@@ -5,6 +5,7 @@ Four hops down, none back up: this file, then body.cc (or its twin body.py), the
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -317,8 +318,8 @@ def decode(
     like : update or Spec, optional
         What the payload must match; it names the tensors of a payload framed by reference.
     out : update, optional
-        Writable, contiguous NumPy or torch arrays to fill, apart from each other unless tied; returned. Untouched if
-        decoding fails.
+        Writable, contiguous NumPy, torch or CuPy arrays to fill, apart from each other unless tied; returned. Untouched
+        if decoding fails.
     framework : {"numpy", "torch", "jax", "cupy"}, optional
         Of the result: by default that of `out`, else of `like`, else "numpy", or on a GPU torch where it is imported,
         else CuPy. bfloat16 becomes `ml_dtypes.bfloat16` in NumPy where that can be imported, else exact float32.
@@ -365,7 +366,7 @@ def decode(
         expected, source = target.spec, target.framework
     backend = ops.backend() if number is None else ops.cuda_backend()
     if target is not None:
-        if device is not None and target.device != number:
+        if device is not None and target.storage and target.device != number:
             raise ValueError(f"out is not on device {device!r}")
         backend = gpu.backend_of(target.storage)
     decoded = prepare(payload, like=expected, limits=limits, shared=shared, backend=backend)
@@ -376,7 +377,9 @@ def decode(
         values, fresh = arrays.empty_on_gpu(decoded.spec, framework, source, number)
         decode_into(decoded, fresh)
         return arrays.tied(decoded.spec, values)
-    return arrays.build(decoded.spec, decode_new(decoded), framework or source)
+    return arrays.build(
+        decoded.spec, decode_new(decoded), framework or arrays.host_framework(source)
+    )
 
 
 @dataclass(frozen=True)
@@ -533,17 +536,23 @@ def _body_coder(
     backend: ModuleType,
 ) -> Any:
     """Make a native body coder, or its Python twin where a stage or the whole backend is Python."""
-    native = getattr(backend, "body", None)
-    in_python = any(_in_python(coder) for _, coder in segments)
-    if native is not None and not in_python:
-        return getattr(native, name)(ids, shapes, segments)
     host = ops.backend()
-    coder = getattr(body, name)(ids, shapes, segments, ops=host)
-    if backend is host:
-        return coder
-    if name == "Encoder":
-        raise backend.Refused
-    return gpu.HostDecoder(coder)
+    if backend is not host:
+        sizes = [math.prod(shape) for shape in shapes]
+        if not any(_is_for_cpu(sizes, *segment) for segment in segments):
+            return getattr(backend.body, name)(ids, shapes, segments)
+        if name == "Encoder":
+            raise backend.Refused
+        return gpu.HostDecoder(_body_coder(name, ids, shapes, segments, host))
+    native = getattr(host, "body", None)
+    if native is None or any(_in_python(coder) for _, coder in segments):
+        return getattr(body, name)(ids, shapes, segments, ops=host)
+    return getattr(native, name)(ids, shapes, segments)
+
+
+def _is_for_cpu(sizes: Sequence[int], mine: Sequence[int], coder: tuple[Any, ...]) -> bool:
+    """Tell what no GPU does: stages in Python, and positions of more than 32 bits."""
+    return _in_python(coder) or sum(sizes[i] for i in mine) >> 32 > 0
 
 
 def _segment_coder(name: str, spec: Spec, segment: Segment, backend: ModuleType) -> Any:
@@ -562,9 +571,10 @@ def _in_python(coder: tuple[Any, ...]) -> bool:
 def _errors(
     backend: ModuleType, name: str, *errors: type[Exception]
 ) -> tuple[type[Exception], ...]:
-    """Return an exception of the backend's body coder, where there is one, beside others."""
-    found = getattr(getattr(backend, "body", None), name, None)
-    return errors if found is None else (*errors, found)
+    """Return an exception of the body coders that a backend may use, where there is one, beside others."""
+    bodies = (getattr(module, "body", None) for module in (backend, ops.backend()))
+    found = [getattr(coders, name) for coders in bodies if hasattr(coders, name)]
+    return (*errors, *found)
 
 
 def _packed(plain: bytes, stage: Any) -> bytes:

@@ -32,7 +32,7 @@ class MaskBits(NamedTuple):
     @classmethod
     def of(cls, mask: Any) -> MaskBits:
         """Flatten an update of bools, in order: those of the float tensors, tied where these are tied."""
-        update = arrays.read(mask)
+        update = arrays.read_on_host(mask)
         for tensor in update.spec.tensors:
             if tensor.dtype != "bool":
                 raise TypeError(f"mask: tensor {tensor.name!r} has dtype {tensor.dtype}, not bool")
@@ -55,7 +55,7 @@ def digest_of(update: Any) -> bytes:
     >>> fc.digest({"weight": np.zeros(2, np.float32)}).hex()
     'b874540c9d02dad9'
     """
-    read = arrays.read(update)
+    read = arrays.read_on_host(update)
     return digest(
         "fedcodec/base",
         read.spec.encoded,
