@@ -67,8 +67,13 @@ namespace cuda_emulator {
 constexpr size_t kStack = size_t{1} << 17;
 constexpr unsigned kWarp = 32;
 
+struct Exchange {
+  uint64_t values[kWarp];
+  unsigned ballot;  // of those that are not 0
+};
+
 struct Warp {
-  uint64_t values[2][kWarp];
+  Exchange exchanges[2];
   unsigned arrived = 0;
   unsigned live = 0;
   uint64_t generation = 0;
@@ -148,16 +153,25 @@ inline void barrier() {
   if (block.generation == seen) await(block.generation, seen);
 }
 
-// All 32 values, of a full warp's threads: only whole warps may call it.
-inline const uint64_t* exchange(uint64_t value) {
+[[noreturn]] inline void partial_warp() {
+  std::fprintf(stderr, "cuda emulator: a warp-wide call of part of a warp\n");
+  std::abort();
+}
+
+// The values of a full warp's threads: only whole warps may call it.
+inline const Exchange& exchange(unsigned mask, uint64_t value) {
+  if (mask != ~0u) partial_warp();
+  const unsigned lane = block.current % kWarp;
   Warp& warp = block.warps[block.current / kWarp];
   const uint64_t seen = warp.generation;
-  uint64_t* const values = warp.values[seen % 2];
-  values[block.current % kWarp] = value;
+  Exchange& all = warp.exchanges[seen % 2];
+  if (warp.arrived == 0) all.ballot = 0;
+  all.values[lane] = value;
+  all.ballot |= unsigned{value != 0} << lane;
   ++warp.arrived;
   release_if_complete(warp);
   if (warp.generation == seen) await(warp.generation, seen);
-  return values;
+  return all;
 }
 
 inline void enter() {
@@ -235,22 +249,13 @@ T from_word(uint64_t word) {
   return value;
 }
 
-[[noreturn]] inline void partial_warp() {
-  std::fprintf(stderr, "cuda emulator: a warp-wide call of part of a warp\n");
-  std::abort();
-}
-
 }  // namespace cuda_emulator
 
 inline void __syncthreads() { cuda_emulator::barrier(); }
-inline void __syncwarp(unsigned = ~0u) { cuda_emulator::exchange(0); }
+inline void __syncwarp(unsigned mask = ~0u) { cuda_emulator::exchange(mask, 0); }
 inline void __threadfence() {}
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  if (mask != ~0u) cuda_emulator::partial_warp();
-  const uint64_t* all = cuda_emulator::exchange(predicate != 0);
-  unsigned ballot = 0;
-  for (unsigned i = 0; i < 32; ++i) ballot |= static_cast<unsigned>(all[i]) << i;
-  return ballot;
+  return cuda_emulator::exchange(mask, predicate != 0).ballot;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) {
@@ -258,9 +263,8 @@ inline int __all_sync(unsigned mask, int predicate) {
 }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from) {
-  if (mask != ~0u) cuda_emulator::partial_warp();
-  return cuda_emulator::from_word<T>(
-      cuda_emulator::exchange(cuda_emulator::to_word(value))[from & 31]);
+  const uint64_t word = cuda_emulator::to_word(value);
+  return cuda_emulator::from_word<T>(cuda_emulator::exchange(mask, word).values[from & 31]);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned by) {
