@@ -32,8 +32,8 @@ __device__ T unaligned(const uint8_t* from) {
 class Codes {
  public:
   __device__ Codes(const CodedGroup& group, Stretch at)
-      : data_(group.data + at.begin / 8 * group.bits),
-        scales_(group.scales),
+      : data_(in_device_memory(group.data) + at.begin / 8 * group.bits),
+        scales_(in_device_memory(group.scales)),
         bits_(group.bits),
         runs_(group.grid, at) {}
 
@@ -80,15 +80,15 @@ class Codes {
 class Signs {
  public:
   __device__ Signs(const CodedGroup& group, Stretch at)
-      : data_(group.data + at.begin / 8), plus_(unaligned<uint32_t>(group.scales)) {}
+      : data_(in_device_memory(group.data) + at.begin / 8),
+        plus_(unaligned<uint32_t>(in_device_memory(group.scales))) {}
 
   __device__ float operator()(unsigned offset) const {
     return bit_cast<float>(plus_ ^ (uint32_t{data_[offset / 8]} >> offset % 8 & 1) << 31);
   }
 
   __device__ void read(float (&x)[kPerThread]) const {
-    for (unsigned i = 0; i < kPerThread; ++i)
-      x[i] = (*this)(offset_of(i / kRowElements) + i % kRowElements);
+    for (unsigned i = 0; i < kPerThread; ++i) x[i] = (*this)(offset_of_element(i));
   }
 
  private:
@@ -101,7 +101,7 @@ class Plain {
  public:
   using Value = std::conditional_t<std::is_same_v<T, double>, double, float>;
   __device__ Plain(const CodedGroup& group, Stretch at)
-      : data_(group.data + at.begin * sizeof(T)) {}
+      : data_(in_device_memory(group.data) + at.begin * sizeof(T)) {}
 
   __device__ Value operator()(unsigned offset) const {
     return convert<Value>(unaligned<T>(data_ + offset * sizeof(T)));
@@ -141,7 +141,7 @@ __device__ void read_chunk(const Reader& reader, const CodedGroup& group, Stretc
                            W (&x)[kPerThread]) {
   if (group.m - at.begin >= kChunkElements + kMarginValues) return reader.read(x);
   for (unsigned i = 0; i < kPerThread; ++i) {
-    const unsigned offset = offset_of(i / kRowElements) + i % kRowElements;
+    const unsigned offset = offset_of_element(i);
     x[i] = offset < at.count ? reader(offset) : 0;
   }
 }
@@ -194,7 +194,7 @@ __device__ void put_chunk(const Target& target, Stretch at, W (&x)[kPerThread], 
   fit<Put, kPerThread>(target, x);
   with_held<Put>(target, [&](auto type) {
     using Out = decltype(type);
-    Out* const to = static_cast<Out*>(target.data) + at.begin;
+    Out* const to = in_device_memory(static_cast<Out*>(target.data) + at.begin);
     if (in_whole_rows(to, at.count)) {
       Row<Out> rows[kRows];
       if constexpr (Put::kReads) {
@@ -209,7 +209,7 @@ __device__ void put_chunk(const Target& target, Stretch at, W (&x)[kPerThread], 
       return;
     }
     for (unsigned i = 0; i < kPerThread; ++i) {
-      const unsigned offset = offset_of(i / kRowElements) + i % kRowElements;
+      const unsigned offset = offset_of_element(i);
       if (offset < at.count) to[offset] = put(to[offset], x[i]);
     }
   });
@@ -256,7 +256,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       const Target& target = targets[owner_of<&Target::first>(targets, group.targets, position)];
       fit<Put, 1>(target, &x);
       with_held<Put>(target, [&](auto type) {
-        auto& of = static_cast<decltype(type)*>(target.data)[position - target.first];
+        auto& of =
+            in_device_memory(static_cast<decltype(type)*>(target.data))[position - target.first];
         of = put(of, x);
       });
     }
@@ -277,26 +278,24 @@ void put_groups(const CodedGroups& groups, Put put, Workspace& workspace) {
 
 template <class W, class Put>
 __global__ void __launch_bounds__(kThreads)
-    put_sum(const W* first, const W* second, Target to, Put put) {
-  constexpr Dtype kHeld = std::is_same_v<W, float> ? Dtype::kFloat32 : Dtype::kFloat64;
+    put_sum(const void* first, Dtype held, const void* second, Target to, Put put) {
   const Stretch at = stretch_of(0, to.n, blockIdx.x);
   W x[kPerThread];
   W more[kPerThread];
-  load_chunk(first, kHeld, at, x);
-  load_chunk(second, kHeld, at, more);
+  load_chunk<W>(first, held, at, x);
+  load_chunk<W>(second, kDtypeOf<W>, at, more);
   for (unsigned i = 0; i < kPerThread; ++i) x[i] += more[i];
   put_chunk(to, at, x, put);
 }
 
 template <class Put>
-void put_sums(const void* first, const void* second, bool wide, const Target& to, Put put,
-              Workspace& workspace) {
-  const auto run = [&]<class W>(const W* a, const W* b) {
-    launch(put_sum<W, Put>, chunks_of(to.n), workspace.stream(), a, b, to, put);
-  };
-  wide ? run(static_cast<const double*>(first), static_cast<const double*>(second))
-       : run(static_cast<const float*>(first), static_cast<const float*>(second));
+void put_sums(const void* first, Dtype held, const void* second, bool wide, const Target& to,
+              Put put, Workspace& workspace) {
+  const auto kernel = wide ? put_sum<double, Put> : put_sum<float, Put>;
+  launch(kernel, chunks_of(to.n), workspace.stream(), first, held, second, to, put);
 }
+
+Dtype dtype_of_sums(bool wide) { return wide ? Dtype::kFloat64 : Dtype::kFloat32; }
 
 }  // namespace
 
@@ -310,12 +309,18 @@ void accumulate_values(const CodedGroups& groups, double weight, Workspace& work
 
 void decode_sum(const void* first, const void* second, bool wide, const Target& to,
                 Workspace& workspace) {
-  put_sums(first, second, wide, to, Write{}, workspace);
+  put_sums(first, dtype_of_sums(wide), second, wide, to, Write{}, workspace);
 }
 
 void accumulate_sum(const void* first, const void* second, bool wide, const Target& to,
                     double weight, Workspace& workspace) {
-  put_sums(first, second, wide, to, Add{weight}, workspace);
+  put_sums(first, dtype_of_sums(wide), second, wide, to, Add{weight}, workspace);
+}
+
+void sum(const void* update, Dtype held, const void* residual, uint64_t n, bool wide, void* out,
+         Workspace& workspace) {
+  const Dtype dtype = dtype_of_sums(wide);
+  put_sums(update, held, residual, wide, {out, n, 0, dtype, dtype}, Write{}, workspace);
 }
 
 }  // namespace fedcodec::cuda

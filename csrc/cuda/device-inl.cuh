@@ -14,16 +14,28 @@ namespace {
 // --- chunks
 // --------------------------------------------------------------------------------------------------------
 
+// The number of this thread in its launch.
+__device__ inline uint64_t thread_number() { return uint64_t{blockIdx.x} * kThreads + threadIdx.x; }
+
+// The first number below `end` for which `holds`, which then holds for all that follow; or `end`.
+template <class Number, class F>
+__device__ Number first_where(Number end, F holds) {
+  Number first = 0;
+  while (first < end) {
+    const Number middle = first + (end - first) / 2;
+    if (holds(middle)) {
+      end = middle;
+    } else {
+      first = middle + 1;
+    }
+  }
+  return first;
+}
+
 // Whose `at` is: the last of `count` items whose first chunk, say, is not after it.
 template <auto kFirst, class Item>
 __device__ uint32_t owner_of(const Item* items, uint32_t count, uint64_t at) {
-  uint32_t low = 0;
-  uint32_t high = count;
-  while (high - low > 1) {
-    const uint32_t middle = low + (high - low) / 2;
-    (items[middle].*kFirst <= at ? low : high) = middle;
-  }
-  return low;
+  return first_where(count, [=](uint32_t i) { return items[i].*kFirst > at; }) - 1;
 }
 
 // A chunk's elements in its item.
@@ -49,6 +61,10 @@ static_assert(1u << kWarpElementBits == kWarpElements);
 // Where a row of this thread begins in the chunk.
 __device__ inline unsigned offset_of(unsigned row) {
   return threadIdx.x / 32 * kWarpElements + row * kWarpRow + threadIdx.x % 32 * kRowElements;
+}
+// Where one of this thread's elements is.
+__device__ inline unsigned offset_of_element(unsigned i) {
+  return offset_of(i / kRowElements) + i % kRowElements;
 }
 
 // --- elements
@@ -93,12 +109,13 @@ __device__ inline bool is_finite(double x) { return key_of(x) < kInfinityKey64; 
 __device__ inline bool is_finite(Float16 x) { return (x.bits & 0x7fffu) < 0x7c00u; }
 __device__ inline bool is_finite(Bfloat16 x) { return (x.bits & 0x7fffu) < 0x7f80u; }
 
-// Calls f with a value of the type that a float's dtype stands for.
-template <class F>
+// Calls f with a value of the type that a float's dtype stands for, which is not wider than Widest.
+template <class Widest = double, class F>
 __device__ void with_type(Dtype dtype, F&& f) {
   switch (dtype) {
     case Dtype::kFloat64:
-      return f(double{});
+      if constexpr (std::is_same_v<Widest, double>) f(double{});
+      return;
     case Dtype::kFloat16:
       return f(Float16{});
     case Dtype::kBfloat16:
@@ -107,6 +124,9 @@ __device__ void with_type(Dtype dtype, F&& f) {
       return f(float{});
   }
 }
+
+template <class W>
+constexpr Dtype kDtypeOf = std::is_same_v<W, float> ? Dtype::kFloat32 : Dtype::kFloat64;
 
 // --- rows
 // ----------------------------------------------------------------------------------------------------------
@@ -133,12 +153,21 @@ __device__ bool in_whole_rows(const T* chunk, unsigned count) {
   return count == kChunkElements && reinterpret_cast<uintptr_t>(chunk) % alignof(Row<T>) == 0;
 }
 
-// The elements of a thread, zeros past the chunk's end.
-template <class W>
+// What a pointer that was itself in memory points to, the compiler cannot tell.
+template <class T>
+__device__ T* in_device_memory(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
+// The elements of a thread, zeros past the chunk's end; they are held in nothing wider than Widest.
+template <class Widest = double, class W>
 __device__ void load_chunk(const void* data, Dtype held, Stretch at, W (&x)[kPerThread]) {
-  with_type(held, [&](auto type) {
+  with_type<Widest>(held, [&](auto type) {
     using T = decltype(type);
-    const T* const from = static_cast<const T*>(data) + at.begin;
+    const T* const from = in_device_memory(static_cast<const T*>(data) + at.begin);
     if (in_whole_rows(from, at.count)) {
       Row<T> rows[kRows];
       for (unsigned row = 0; row < kRows; ++row)
@@ -148,7 +177,7 @@ __device__ void load_chunk(const void* data, Dtype held, Stretch at, W (&x)[kPer
       return;
     }
     for (unsigned i = 0; i < kPerThread; ++i) {
-      const unsigned offset = offset_of(i / kRowElements) + i % kRowElements;
+      const unsigned offset = offset_of_element(i);
       x[i] = offset < at.count ? convert<W>(from[offset]) : W{0};
     }
   });

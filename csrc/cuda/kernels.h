@@ -51,12 +51,6 @@ struct Cuts {
   uint64_t* ties;
 };
 
-// The cut that keeps the `counts[g]` largest of group g, counts being at most its size. With
-// `drop_zeros` no cut keeps zeros.
-template <class W>
-Cuts<W> topk_cuts(const Parts& parts, const uint64_t* counts, bool drop_zeros,
-                  Workspace& workspace);
-
 // The cut that keeps what is above a percentile (0 to 100) of each group's magnitudes.
 // `sizes[g]` is the group's number of elements.
 template <class W>
@@ -99,8 +93,8 @@ struct Kept {
   uint64_t* begins;  // groups + 1
 };
 
-// topk_cuts, count_kept and write_kept at once, of groups most of which are read only once. `sizes`
-// and `counts` are the host's.
+// Keeps the counts[g] largest of group g, counts being at most its size, and with `drop_zeros` no
+// zeros. Most groups are read only once. `sizes` and `counts` are the host's.
 template <class W>
 Kept<W> topk(const Parts& parts, std::span<const uint64_t> sizes, std::span<const uint64_t> counts,
              bool drop_zeros, uint32_t* not_finite, Workspace& workspace,

@@ -1,19 +1,15 @@
 // Sums themselves: of tensors that are no floats, of other sums, and what becomes of them.
 #include <limits>
 
-#include "fedcodec/arith.h"
+#include "device-inl.cuh"
 #include "kernels.h"
 
 namespace fedcodec::cuda {
 namespace {
 
-// The number of this thread's element, of those that a launch over n has one thread each for.
-__device__ uint64_t element() { return uint64_t{blockIdx.x} * kThreads + threadIdx.x; }
-uint64_t blocks_for(uint64_t n) { return (n + kThreads - 1) / kThreads; }
-
 template <class T>
 __global__ void add_exact(const uint8_t* bytes, uint64_t n, double weight, double* acc) {
-  const uint64_t i = element();
+  const uint64_t i = thread_number();
   if (i >= n) return;
   T value;
   memcpy(&value, bytes + i * sizeof(T), sizeof(T));
@@ -22,7 +18,7 @@ __global__ void add_exact(const uint8_t* bytes, uint64_t n, double weight, doubl
 
 template <class T>
 __global__ void add_sum(const T* from, uint64_t n, T* acc) {
-  const uint64_t i = element();
+  const uint64_t i = thread_number();
   if (i < n) acc[i] = acc[i] + from[i];
 }
 
@@ -74,7 +70,7 @@ __device__ void put_rounded(Dtype dtype, double mean, void* out, uint64_t i) {
 template <class T>
 __global__ void write_mean(const T* sum, uint64_t n, double weight, double most, Dtype dtype,
                            void* out) {
-  const uint64_t i = element();
+  const uint64_t i = thread_number();
   if (i >= n) return;
   double mean = (0.0 + static_cast<double>(sum[i])) / weight;  // -0 becomes 0
   mean = mean > most ? most : mean;
@@ -100,7 +96,7 @@ double largest_of(Dtype dtype) {
 void accumulate_exact(Dtype dtype, const uint8_t* bytes, uint64_t n, double weight, double* acc,
                       Workspace& workspace) {
   const auto add = [&](auto kernel) {
-    launch(kernel, blocks_for(n), workspace.stream(), bytes, n, weight, acc);
+    launch(kernel, ceil_div(n, kThreads), workspace.stream(), bytes, n, weight, acc);
   };
   switch (dtype) {
     case Dtype::kInt8:
@@ -124,7 +120,7 @@ void accumulate_exact(Dtype dtype, const uint8_t* bytes, uint64_t n, double weig
 
 void merge_sums(const void* from, bool wide, uint64_t n, void* acc, Workspace& workspace) {
   const auto add = [&]<class T>(void (*kernel)(const T*, uint64_t, T*)) {
-    launch(kernel, blocks_for(n), workspace.stream(), static_cast<const T*>(from), n,
+    launch(kernel, ceil_div(n, kThreads), workspace.stream(), static_cast<const T*>(from), n,
            static_cast<T*>(acc));
   };
   wide ? add(add_sum<double>) : add(add_sum<float>);
@@ -134,8 +130,8 @@ void mean_of_sums(const void* sum, bool wide, uint64_t n, double weight, Dtype d
                   Workspace& workspace) {
   const auto write =
       [&]<class T>(void (*kernel)(const T*, uint64_t, double, double, Dtype, void*)) {
-        launch(kernel, blocks_for(n), workspace.stream(), static_cast<const T*>(sum), n, weight,
-               largest_of(dtype), dtype, out);
+        launch(kernel, ceil_div(n, kThreads), workspace.stream(), static_cast<const T*>(sum), n,
+               weight, largest_of(dtype), dtype, out);
       };
   wide ? write(write_mean<double>) : write(write_mean<float>);
 }

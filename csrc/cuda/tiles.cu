@@ -3,7 +3,9 @@
 #include <cub/cub.cuh>
 #include <vector>
 
+#include "device-inl.cuh"
 #include "kernels.h"
+#include "scan-inl.cuh"
 
 namespace fedcodec::cuda {
 namespace {
@@ -17,16 +19,7 @@ constexpr unsigned kOthersRun = 32;          // elements that a thread takes at 
 
 // How many of the n ascending positions are below `end`.
 __device__ uint64_t count_below(const uint32_t* positions, uint64_t n, uint64_t end) {
-  uint64_t below = 0;
-  while (below < n) {
-    const uint64_t middle = below + (n - below) / 2;
-    if (positions[middle] < end) {
-      below = middle + 1;
-    } else {
-      n = middle;
-    }
-  }
-  return below;
+  return first_where(n, [=](uint64_t i) { return positions[i] >= end; });
 }
 
 // Calls f(v, i) for all v in [begin, end) that are not among the n ascending positions, i of which
@@ -67,27 +60,13 @@ struct GapSums {
   }
 };
 
-// The group of a slot; empty groups have none.
-__device__ uint32_t group_of(const uint64_t* first_slots, uint32_t groups, uint64_t slot) {
-  uint32_t group = 0;
-  for (uint32_t end = groups; end - group > 1;) {
-    const uint32_t middle = group + (end - group) / 2;
-    if (first_slots[middle] <= slot) {
-      group = middle;
-    } else {
-      end = middle;
-    }
-  }
-  return group;
-}
-
 __global__ void __launch_bounds__(kThreads)
     plan_slots(const uint64_t* sizes, const uint64_t* first_slots, uint32_t groups,
                const uint64_t* begins, Plans plans, uint64_t* header_sizes, uint64_t* data_sizes) {
   using Reduce = cub::BlockReduce<GapSums, kThreads>;
   __shared__ typename Reduce::TempStorage storage;
   const uint64_t slot = blockIdx.x;
-  const uint32_t group = group_of(first_slots, groups, slot);
+  const uint32_t group = first_where(groups, [=](uint32_t g) { return first_slots[g] > slot; }) - 1;
   const uint64_t n = sizes[group];
   const uint64_t kept_of_group = begins[group + 1] - begins[group];
   const unsigned t = tile_bits(n, kept_of_group);
@@ -131,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     sum_up_sets(const uint64_t* sizes, const uint64_t* first_slots, uint32_t groups,
                 const uint64_t* begins, Plans plans) {
-  const uint64_t group = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const uint64_t group = thread_number();
   if (group >= groups) return;
   const uint64_t first = first_slots[group];
   const uint64_t end = first_slots[group + 1];
@@ -144,14 +123,7 @@ __global__ void __launch_bounds__(kThreads)
 
 uint64_t* sums_before(const uint64_t* sizes, uint64_t n, Workspace& workspace) {
   uint64_t* const sums = workspace.array<uint64_t>(n);
-  size_t n_bytes = 0;
-  const auto scan = [&](void* temporary) {
-    check(cub::DeviceScan::ExclusiveSum(temporary, n_bytes, sizes, sums, static_cast<int64_t>(n),
-                                        workspace.stream()),
-          "summing up tiles");
-  };
-  scan(nullptr);
-  scan(workspace.array<uint8_t>(n_bytes));
+  sum_up_before(sizes, sums, n, workspace);
   return sums;
 }
 
@@ -247,7 +219,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     write_headers(Plans plans, uint32_t groups, const uint64_t* offsets, uint8_t* out) {
-  const uint64_t i = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const uint64_t i = thread_number();
   if (i < groups) out[offsets[i]] = static_cast<uint8_t>(plans.sets[i].t);
   if (i >= plans.slots || plans.tiles[i].length == 0) return;
   const PlannedTile& planned = plans.tiles[i];

@@ -37,7 +37,9 @@ __device__ inline Work work_of(const ValueGroup* groups, uint32_t count) {
 // --- bytes without alignment
 // ---------------------------------------------------------------------------------------
 
-__device__ inline void store_float(float x, uint8_t* to) { memcpy(to, &x, sizeof(x)); }
+__device__ inline void store_float(float x, uint8_t* to) {
+  memcpy(in_device_memory(to), &x, sizeof(x));
+}
 
 // Bytes that a block makes and then writes, 16 at a time, to where nothing is aligned. They lie as
 // they will, but for the last two bits of their address.
@@ -119,7 +121,7 @@ __device__ void write_codes(const Work& work, const float (&x)[kPerThread], cons
     }
   }
 
-  uint8_t* const to = group.data + work.at.begin / 8 * bits;
+  uint8_t* const to = in_device_memory(group.data) + work.at.begin / 8 * bits;
   uint32_t* const staged = staging.begin(to);
   if (bits == 8) {
     for (unsigned row = 0; row < kRows; ++row) staged[offset_of(row) / 4] = codes[row];
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x % 32 == 0) atomicMax(of_runs, key);
   } else {
     for (unsigned i = 0; i < kPerThread; ++i) {
-      const unsigned offset = offset_of(i / kRowElements) + i % kRowElements;
+      const unsigned offset = offset_of_element(i);
       if (offset < work.at.count) atomicMax(of_runs + runs.number(offset), key_of(x[i]));
     }
   }
@@ -235,7 +237,7 @@ __global__ void __launch_bounds__(kThreads)
 // Makes the keys inverse scales, a thread each.
 __global__ void write_scales(const ValueGroup* groups, uint32_t count, uint64_t scales,
                              uint32_t* keys, uint32_t* not_finite) {
-  const uint64_t i = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const uint64_t i = thread_number();
   if (i >= scales) return;
   const ValueGroup& group = groups[owner_of<&ValueGroup::first_scale>(groups, count, i)];
   if (in_blocks(group)) return;
@@ -284,7 +286,7 @@ __global__ void __launch_bounds__(kThreads)
   load_chunk(group.x, group.held, work.at, x);
 
   __shared__ Staging<kChunkElements / 8> staging;
-  uint8_t* const to = group.data + work.at.begin / 8;
+  uint8_t* const to = in_device_memory(group.data) + work.at.begin / 8;
   for (unsigned row = 0; row < kRows; ++row) {
     uint32_t bits = 0;
     for (unsigned i = 0; i < kRowElements; ++i)
@@ -309,7 +311,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void write_magnitudes(const ValueGroup* groups, uint32_t count, const uint32_t* keys,
                                  const Sum* sums, uint32_t* not_finite) {
-  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
+  const uint64_t i = thread_number();
   if (i >= count || groups[i].form != Form::kSigns) return;
   const uint32_t largest = keys[i];
   if (largest >= kInfinityKey32) *not_finite = 1;
@@ -321,9 +323,9 @@ __global__ void write_magnitudes(const ValueGroup* groups, uint32_t count, const
 // --------------------------------------------------------------------------------------------------
 
 template <class T, class W>
-__device__ void stage_plain(const Work& work, uint32_t* staged, uint32_t* not_finite) {
+__device__ void stage_plain(const Work& work, Dtype held, uint32_t* staged, uint32_t* not_finite) {
   W x[kPerThread];
-  load_chunk(work.group.x, work.group.held, work.at, x);
+  load_chunk<W>(work.group.x, held, work.at, x);
   for (unsigned row = 0; row < kRows; ++row) {
     T values[kRowElements];
     for (unsigned i = 0; i < kRowElements; ++i) {
@@ -336,22 +338,25 @@ __device__ void stage_plain(const Work& work, uint32_t* staged, uint32_t* not_fi
   }
 }
 
-// The groups whose values travel in so many bytes each.
+// The groups whose values travel in so many bytes each. Left to itself, ptxas would spill to fit in
+// more blocks at once.
 template <unsigned kSize>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     encode_plain(const ValueGroup* groups, uint32_t count, uint32_t* not_finite) {
   const Work work = work_of(groups, count);
   const ValueGroup& group = work.group;
   if (group.form != Form::kPlain) return;
   __shared__ Staging<kChunkElements * kSize> staging;
-  uint8_t* const to = group.data + work.at.begin * kSize;
+  uint8_t* const to = in_device_memory(group.data) + work.at.begin * kSize;
   bool taken = false;
   with_type(group.dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (sizeof(T) == kSize) {
       taken = true;
-      group.held == Dtype::kFloat64 ? stage_plain<T, double>(work, staging.begin(to), not_finite)
-                                    : stage_plain<T, float>(work, staging.begin(to), not_finite);
+      uint32_t* const staged = staging.begin(to);
+      group.held == Dtype::kFloat64
+          ? stage_plain<T, double>(work, Dtype::kFloat64, staged, not_finite)
+          : stage_plain<T, float>(work, group.held, staged, not_finite);
     }
   });
   if (!taken) return;
@@ -375,8 +380,6 @@ void encode_codes(const ValueGroups& groups, const Draw& draw, bool blocks, uint
   }
 }
 
-uint64_t blocks_of(uint64_t threads) { return (threads + kThreads - 1) / kThreads; }
-
 }  // namespace
 
 void encode_values(const ValueGroups& groups, const Draw* draw, uint32_t* not_finite,
@@ -395,8 +398,8 @@ void encode_values(const ValueGroups& groups, const Draw* draw, uint32_t* not_fi
     launch(find_keys, groups.chunks, stream, groups.groups, count, groups.scales, keys);
   }
   if (scaled) {
-    launch(write_scales, blocks_of(groups.scales), stream, groups.groups, count, groups.scales,
-           keys, not_finite);
+    launch(write_scales, ceil_div(groups.scales, kThreads), stream, groups.groups, count,
+           groups.scales, keys, not_finite);
   }
   uint32_t* const inverses = scaled ? keys : nullptr;
   draw != nullptr ? encode_codes<true>(groups, *draw, blocks, inverses, not_finite, stream)
@@ -405,8 +408,8 @@ void encode_values(const ValueGroups& groups, const Draw* draw, uint32_t* not_fi
     const uint32_t* const of_signs = keys + groups.scales;
     Sum* const sums = workspace.zeros<Sum>(count);
     launch(encode_signs, groups.chunks, stream, groups.groups, count, of_signs, sums);
-    launch(write_magnitudes, blocks_of(count), stream, groups.groups, count, of_signs, sums,
-           not_finite);
+    launch(write_magnitudes, ceil_div(count, kThreads), stream, groups.groups, count, of_signs,
+           sums, not_finite);
   }
   const auto plain_of = [&](size_t size) {
     return any([size](const ValueGroup& group) {

@@ -169,20 +169,14 @@ void test_topk(const Tensors<W>& tensors, double density, bool drop_zeros,
   Workspace workspace(nullptr);
   Selected<W> wanted;
   std::vector<uint64_t> ks;
-  std::vector<Cut<KeyOf<W>>> cuts;
   for (const auto& x : tensors.flat) {
     ks.push_back(static_cast<uint64_t>(std::ceil(density * static_cast<double>(x.size()))));
-    cuts.push_back(reference_cut(x, ks.back(), drop_zeros));
-    wanted.cut(x, cuts.back());
+    wanted.cut(x, reference_cut(x, ks.back(), drop_zeros));
   }
   const std::string what = name + " top-k " + std::to_string(density);
-  const auto made = topk_cuts<W>(tensors.parts, workspace.upload(ks), drop_zeros, workspace);
-  for (size_t g = 0; g < ks.size(); ++g)
-    expect(made.keys[g] == cuts[g].key && made.ties[g] == cuts[g].ties, what + ": cut");
-  expect_written(tensors, made, count_kept(tensors.parts, made, workspace), wanted, what,
-                 workspace);
   // Looking for none in small groups; for enough; for too few; for hardly enough.
-  std::vector<Sampling> samplings = {density == 0.001 ? Sampling{1, 4} : Sampling{}};
+  std::vector<Sampling> samplings = {Sampling{}};
+  if (density == 0.001) samplings.push_back({1, 4});
   if (density == 0.1) samplings.insert(samplings.end(), {{1, 4}, {1, -3}, {1, 0}});
   for (const Sampling& sampling : samplings) {
     auto* const not_finite = workspace.zeros<uint32_t>(1);
