@@ -70,7 +70,7 @@ __device__ Digit digit_of(const uint32_t* bins, uint64_t rank) {
 
 // As many blocks at once as fit without spills.
 template <class W>
-__global__ void __launch_bounds__(kThreads, sizeof(W) == 4 ? 5 : 4)
+__global__ void __launch_bounds__(kThreads, 4)
     count_digits(Parts parts, Shortlist<W> list, uint32_t list_blocks, Cuts<W> cuts, Round round,
                  uint32_t* bins) {
   __shared__ uint32_t own[kDigits];

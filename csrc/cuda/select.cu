@@ -28,10 +28,9 @@ __device__ void for_listed(const Parts& parts, const Shortlist<W>& list, F f) {
   if (list.stands_for(listed.group)) f(chunk, listed);
 }
 
-// Warps for the listed chunks, and blocks that walk the chunks of the other groups:
-// as many at once as fit without spills.
+// Warps for the listed chunks, and blocks that walk the chunks of the other groups.
 template <class W>
-__global__ void __launch_bounds__(kThreads, 5)
+__global__ void __launch_bounds__(kThreads)
     count_cut(Parts parts, Shortlist<W> list, uint32_t list_blocks, Cuts<W> cuts, Tally* tallies) {
   if (blockIdx.x < list_blocks) {
     for_listed(parts, list, [&](uint32_t chunk, const Listed& of) {
@@ -51,19 +50,23 @@ __global__ void __launch_bounds__(kThreads, 5)
   using Reduce = cub::BlockReduce<uint32_t, kThreads>;
   __shared__ typename Reduce::TempStorage storage;
   if (blockIdx.x == list_blocks && threadIdx.x == 0) tallies[parts.chunks] = {0, 0};
-  for_chunks(
-      parts, blockIdx.x - list_blocks, gridDim.x - list_blocks,
-      [&](uint32_t chunk, const Part& part, Stretch at) {
-        if (list.stands_for(part.group)) return;
-        const KeyOf<W> cut = cuts.keys[part.group];
-        W x[kPerThread];
-        load_chunk<W>(part.data, part.held, at, x);
-        const unsigned above = mask_of(x, at.count, [=](KeyOf<W> key) { return key > cut; });
-        const unsigned equal = mask_of(x, at.count, [=](KeyOf<W> key) { return key == cut; });
-        __syncthreads();
-        const uint32_t both = Reduce(storage).Sum(count_ones(above) | count_ones(equal) << 16);
-        if (threadIdx.x == 0) tallies[chunk] = {both & 0xffff, both >> 16};
-      });
+  for_chunks(parts, blockIdx.x - list_blocks, gridDim.x - list_blocks,
+             [&](uint32_t chunk, const Part& part, Stretch at) {
+               if (list.stands_for(part.group)) return;
+               const KeyOf<W> cut = cuts.keys[part.group];
+               W x[kPerThread];
+               load_chunk<W>(part.data, part.held, at, x);
+               const unsigned all = mask_of_all(at.count);
+               uint32_t both = 0;
+               for (unsigned i = 0; i < kPerThread; ++i) {
+                 const KeyOf<W> key = key_of(x[i]);
+                 if ((all >> i & 1) != 0)
+                   both += (key > cut ? 1u : 0u) + (key == cut ? 1u << 16 : 0u);
+               }
+               __syncthreads();
+               both = Reduce(storage).Sum(both);
+               if (threadIdx.x == 0) tallies[chunk] = {both & 0xffff, both >> 16};
+             });
 }
 
 // The bits of a thread's elements, a chunk's first one being bit `first` of the string.
