@@ -41,8 +41,8 @@ def load(name):
         return importlib.import_module(name)
     except (ImportError, SystemExit) as error:  # the command line ends where click is missing
         missing = getattr(error, "name", None) or "click"
-        if missing == "fedcodec._native":
-            pytest.skip(f"{name}: nothing is compiled here")
+        if missing in ("fedcodec._native", "fedcodec._cuda"):
+            pytest.skip(f"{name}: {missing} is not compiled here")
         if missing.partition(".")[0] not in OPTIONAL:
             raise
         pytest.skip(f"{name} needs {missing}")
@@ -79,6 +79,10 @@ def test_all_is_all():
     assert public <= set(fc.__all__)
 
 
+def torch_has_cuda():
+    return fc.ops.cuda_missing() is None and importlib.import_module("torch").cuda.is_available()
+
+
 def test_the_readme(tmp_path, monkeypatch):
     if not README.exists():
         pytest.skip("an installed package has no README")
@@ -87,6 +91,8 @@ def test_the_readme(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     namespace = {"__name__": "readme"}
     for block in blocks:
+        if 'device="cuda"' in block and not torch_has_cuda():
+            continue
         if ">>>" in block:
             test = doctest.DocTestParser().get_doctest(block, namespace, "README", str(README), 0)
             assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
