@@ -353,7 +353,7 @@ def test_the_chart_is_of_the_largest_size_of_the_first_distribution(monkeypatch,
     axes = pytest.importorskip("matplotlib.axes", reason="matplotlib is not installed").Axes
     monkeypatch.setattr(axes, "set_title", lambda self, title, **kwargs: titles.append(title))
     report.draw(tmp_path / "chart.png", {"machine": "m", "rows": found})
-    assert titles == ["2,000 float32 values, one thread, m"]
+    assert titles == ["2,000 float32 values, m"]
 
 
 def test_without_compiled_code_there_is_no_roof(monkeypatch):

@@ -251,6 +251,54 @@ def test_feedback_moves_between_devices():
         assert_same(there.residual, here.residual)
 
 
+# --- benchmarks ---------------------------------------------------------------------------------------------------
+
+
+class EmulatedGpu:
+    """A framework's part in a benchmark, over what passes for a GPU's memory."""
+
+    name = "emulated GPU"
+    put, get = staticmethod(put), staticmethod(get)
+
+    def copy(self, target, values):
+        target.host[...] = values.host
+
+    def read(self, values):
+        values.host.sum()
+
+    def synchronize(self):
+        pass
+
+    def peers(self, values, k):
+        return {"np.partition": lambda: np.partition(values.host, k)}
+
+
+@emulated
+def test_benchmarks_on_a_gpu(tmp_path):
+    pytest.importorskip("matplotlib")
+    from fedcodec.bench import gpu as bench
+    from fedcodec.bench.report import write_report
+
+    record = bench.run(EmulatedGpu(), [5000], ["student-t"], rounds=1)
+    assert [row["name"] for row in record["rows"]] == list(bench.rows())
+    for row in record["rows"]:
+        assert row["seconds"] > 0
+        assert row["over_copy"] > 0
+        assert row["peers"]
+    paths = write_report(tmp_path, record)
+    assert "emulated GPU" in paths[1].read_text()
+
+
+@emulated
+def test_a_wrong_result_on_a_gpu_is_no_benchmark(monkeypatch):
+    from fedcodec.bench import gpu as bench
+
+    monkeypatch.setattr(bench, "CODECS", ("int8",))
+    monkeypatch.setattr(EmulatedGpu, "put", staticmethod(lambda values: put(2 * values)))
+    with pytest.raises(AssertionError, match="another result"):
+        bench.run(EmulatedGpu(), [100], ["normal"], "^encode", 1)
+
+
 # --- what is wrong ------------------------------------------------------------------------------------------------
 
 

@@ -277,6 +277,12 @@ def parse_pattern(context: click.Context, parameter: click.Parameter, value: str
 )
 @click.option("--quick", is_flag=True, help="One round of 64K Student-t values.")
 @click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="Of the updates: on a GPU whole calls are measured, beside a copy there and the way by the host.",
+)
+@click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("fedcodec-results"),
@@ -291,6 +297,7 @@ def bench(
     threads: int,
     isa: str | None,
     quick: bool,
+    device: str,
     output: Path,
 ) -> None:
     """Measure kernels and whole calls beside their roofs and beside other libraries, on one thread.
@@ -303,16 +310,16 @@ def bench(
 
     if quick:
         sizes, distributions, rounds = (64_000,), ("student-t",), 1
-    report = run(
-        sizes,
-        distributions,
-        pattern,
-        rounds,
-        peers,
-        threads,
-        isa,
-        on_row=lambda name: click.echo(name, err=True),
-    )
+
+    def on_row(name: str) -> None:
+        click.echo(name, err=True)
+
+    if device == "cuda":
+        from .bench import gpu
+
+        report = gpu.run(gpu.TorchGpu(), sizes, distributions, pattern, rounds, peers, on_row)
+    else:
+        report = run(sizes, distributions, pattern, rounds, peers, threads, isa, on_row)
     for name, reason in report["skipped"].items():
         click.echo(f"not measured: {name}: {reason}", err=True)
     for path in write_report(output, report):

@@ -38,8 +38,7 @@ def write_report(folder: Path, run: Record) -> list[Path]:
 def markdown(run: Record) -> str:
     """Return one table for each size and distribution, and one of memory."""
     lines = [
-        f"{run['machine']}, {run['info']['active']}, one thread, {run['date']}; medians of {run['rounds']} rounds. "
-        "R is a pass that reads the float32 values, M a copy of them by NumPy.",
+        f"{run['machine']}, {run['info']['active']}, {run['date']}; medians of {run['rounds']} rounds. {run['how']}",
     ]
     for heading, found in _groups(run):
         lines += ["", f"### {heading}", "", _header(run, found[0])]
@@ -152,5 +151,5 @@ def draw(path: Path, run: Record) -> None:
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("share of the roof: time of the bare memory traffic / time taken")
-    axes.set_title(f"{most:,} float32 values, one thread, {run['machine']}", fontsize=9)
+    axes.set_title(f"{most:,} float32 values, {run['machine']}", fontsize=9)
     figure.savefig(path, dpi=120)

@@ -55,8 +55,8 @@ def run(
     Returns
     -------
     dict
-        "date", "machine", "info", "rounds", "threads", "isa" (None where it is the one in use), "rows", "memory" and
-        "skipped" (what was not measured, and why).
+        "date", "machine", "how" (what is the same for all rows), "info", "rounds", "threads", "isa" (None where it is
+        the one in use), "rows", "memory" and "skipped" (what was not measured, and why).
     """
     if ops.available() == ("reference",):
         raise fc.BackendError("nothing is compiled here, and roofs are kernels")
@@ -93,6 +93,7 @@ def run(
         return {
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
+            "how": "On one thread. R is a pass that reads the float32 values, M a copy of them by NumPy.",
             "info": fc.info(),
             "rounds": rounds,
             "threads": threads,
