@@ -463,34 +463,58 @@ def memory():
     body.set_memory((1 << 64) - 1)
 
 
-@pytest.mark.parametrize("text", ["topk(0.3) | int8", "residual(sign; topk(0.2))", "raw"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "topk(0.3) | int8",
+        "residual(sign; topk(0.2))",
+        "raw",
+        'rules(int8; "*.bias" = topk(0.5))',
+        'rules(int8 | zstd; "*.bias" = topk(0.5) | zstd; "w*" = sign | zstd)',
+    ],
+)
 def test_out_of_memory_leaves_everything_as_it_was(memory, text):
-    values = mixed()
+    values, others = mixed(), mixed(1)
     payload = fc.parse(text).encode(values)
-    server, client, out = fc.Aggregator(device="cuda"), fc.ErrorFeedback(text), put(mixed(1))
-    server.add(payload)
-    client.encode(put(values))
+    server, once, twice = fc.Aggregator(device="cuda"), fc.Aggregator(), fc.Aggregator()
+    for aggregator in (server, once, twice, twice):
+        aggregator.add(payload)
+    client, waiting, here = (fc.ErrorFeedback(text) for _ in range(3))
+    for feedback in (client, waiting):
+        feedback.encode(put(values))
     client.accept()
-    sums, residual, before = server.state_dict(), client.residual, copy.deepcopy(get(out))
+    here.encode(values)
+    here.accept()
+    out = put(others)
+    before, residual = copy.deepcopy(get(out)), client.residual
+
+    def server_is_unchanged():
+        assert_same(server.state_dict()["sums"], once.state_dict()["sums"])
+        assert server.count == 1
+
+    # What each call changes, and what is so before.
     calls = [
-        lambda: fc.decode(payload, out=out),
-        lambda: server.add(payload),
-        lambda: client.encode(put(mixed(2))),
-        lambda: fc.parse(text).encode(put(values)),
+        (lambda: fc.parse(text).encode(put(values)), lambda: None),
+        (lambda: client.encode(put(others)), lambda: assert_same(client.residual, residual)),
+        (lambda: waiting.accept(), lambda: waiting.pending or pytest.fail("accepted")),
+        (lambda: server.add(payload), server_is_unchanged),
+        (lambda: fc.decode(payload, out=out), lambda: assert_same(get(out), before)),
     ]
-    enough = [False] * len(calls)
-    for nbytes in range(0, 40_000, 256):
-        for number, call in enumerate(calls):
-            if enough[number]:
-                continue
+    for number, (call, _) in enumerate(calls):
+        for nbytes in range(0, 1_000_000, 256):
             memory(nbytes)
             try:
                 call()
-                enough[number] = True
+                break
             except (fc.BackendError, fc.DecodeError) as error:
                 assert "memory" in str(error)  # noqa: PT017
-                assert number != 0 or not assert_same(get(out), before)
+            finally:
                 memory((1 << 64) - 1)
-                assert number != 1 or not assert_same(server.state_dict()["sums"], sums["sums"])
-                assert number != 2 or not assert_same(client.residual, residual)
-    assert all(enough)
+            for _, check in calls[number:]:
+                check()
+        else:
+            pytest.fail("there was enough memory")
+    assert_same(get(out), fc.decode(payload))
+    assert_same(server.state_dict()["sums"], twice.state_dict()["sums"])
+    assert server.count == 2
+    assert_same(waiting.residual, here.residual)

@@ -205,17 +205,9 @@ class DeviceEncoder : public Body {
   }
 };
 
-class DeviceDecoder : public Body {
+class DeviceDecoder : public Decoder {
  public:
-  DeviceDecoder(const py::object& dtypes, const py::object& shapes, const py::object& segments)
-      : Body(dtypes, shapes, segments, false) {}
-
-  void check(const py::object& payload, const py::object& start, const py::object& stop) const {
-    const Stretch body(payload, start, stop);
-    compute([&](const Kernels& kernels) {
-      check_body(plan(kernels, shapes()), body.data(), body.start(), body.stop());
-    });
-  }
+  using Decoder::Decoder;
 
   py::object decode(const py::object& payload, const py::object& start, const py::object& stop,
                     const py::object& arrays) const {
@@ -390,10 +382,15 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   py::class_<DeviceDecoder>(m, "Decoder")
       .def(py::init<py::object, py::object, py::object>(), py::arg("dtypes"), py::arg("shapes"),
            py::arg("segments"))
-      .def("check", &DeviceDecoder::check, py::arg("payload"), py::arg("start"), py::arg("stop"))
+      .def("check", &Decoder::check, py::arg("payload"), py::arg("start"), py::arg("stop"))
       .def("decode", &DeviceDecoder::decode, py::arg("payload"), py::arg("start"), py::arg("stop"),
            py::arg("arrays"))
       .def("accumulate", &DeviceDecoder::accumulate, py::arg("payload"), py::arg("start"),
+           py::arg("stop"), py::arg("accumulators"), py::arg("weight"), py::arg("bounds"),
+           py::arg("dry") = false, py::arg("ledger") = py::none())
+      .def("decode_on_host", &Decoder::decode, py::arg("payload"), py::arg("start"),
+           py::arg("stop"), py::arg("arrays"))
+      .def("accumulate_on_host", &Decoder::accumulate, py::arg("payload"), py::arg("start"),
            py::arg("stop"), py::arg("accumulators"), py::arg("weight"), py::arg("bounds"),
            py::arg("dry") = false, py::arg("ledger") = py::none());
   m.def("merge", merge, py::arg("source"), py::arg("sum"));

@@ -153,6 +153,22 @@ class _Job(NamedTuple):
         except MemoryError:
             raise DecodeError("the payload needs more memory than there is") from None
 
+    def run_checked(self, name: str, arrays: Sequence[Any], *options: Any, begun: bool) -> None:
+        """Call it for bytes that are known to be valid, of which some stretches may be written already.
+
+        Then only a GPU's memory can be too small, and the CPU goes on: nothing is left half done.
+        """
+        try:
+            self.run(name, arrays, *options)
+        except DecodeError:
+            if not begun or not hasattr(self.decoder, f"{name}_on_host"):
+                raise
+
+            def on_host(copies: list[Any]) -> None:
+                self.run(f"{name}_on_host", copies, *options)
+
+            gpu.by_host(arrays, on_host, filled=True)
+
 
 def prepare(
     payload: Any,
@@ -250,8 +266,8 @@ def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
     """Write the values of a prepared payload into arrays, or raise `DecodeError` and write none."""
     if len(decoded.jobs) > 1:
         check(decoded)
-    for job in decoded.jobs:
-        job.run("decode", job.own(storage))
+    for number, job in enumerate(decoded.jobs):
+        job.run_checked("decode", job.own(storage), begun=number > 0)
 
 
 def decode_new(decoded: Decoded) -> list[Storage]:
@@ -287,15 +303,19 @@ def accumulate(
     def add(job: _Job, *options: Any) -> None:
         job.run("accumulate", job.own(accumulators), weight, bounds, *options)
 
+    def add_checked(job: _Job) -> None:
+        options = weight, bounds, False, ledger
+        job.run_checked("accumulate", job.own(accumulators), *options, begun=bool(ledger))
+
     if len(decoded.jobs) > 1:
         for job in decoded.jobs:
             add(job, True)
     try:
         for job in decoded.jobs:
-            add(job, False, ledger)
+            add_checked(job)
     except BaseException:
         for job in decoded.jobs[len(ledger) :] if ledger else ():
-            add(job, False, ledger)
+            add_checked(job)
         raise
 
 
