@@ -104,6 +104,8 @@ def _see(
     items = values
     torch = sys.modules.get("torch")
     if torch is not None and values and isinstance(values[0], torch.Tensor):
+        if values[0].is_cuda:
+            return None
         framework = "torch"
         try:
             items = _capsules(torch, values)
