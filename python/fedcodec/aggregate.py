@@ -95,6 +95,7 @@ class Aggregator(Locked):
         self.weight = 0.0
         # Of the magnitudes in float32 and in float64 sums: sums themselves, of what each payload adds at most.
         self._bounds = 0.0, 0.0
+        self._raised: list[tuple[float, float]] = []  # what they have become since
         self._base: bytes | None = None
 
     @property
@@ -123,6 +124,7 @@ class Aggregator(Locked):
             If the weight is bad.
         """
         weight = self._checked(weight)
+        self._settle()
         decoded = pipeline.prepare(
             payload,
             like=self._spec,
@@ -138,13 +140,12 @@ class Aggregator(Locked):
         ledger: list[tuple[float, float]] = []
         try:
             pipeline.accumulate(decoded, sums, weight, self._bounds, ledger)
-        finally:  # whatever a signal's handler raises, what was added is counted
+        finally:  # whatever a signal's handler raises, what was added is counted: at calls and loops it could run again
             if ledger:
-                for narrow, wide in ledger:
-                    self._bounds = max(self._bounds[0], narrow), max(self._bounds[1], wide)
                 self._spec, self._sums, self._base = decoded.spec, sums, decoded.base
                 self.count += 1
                 self.weight += weight
+                self._raised = ledger
 
     def merge(self, other: Aggregator) -> None:
         """Add the sum of another aggregator, which stays as it is; threads may be adding to both.
@@ -165,6 +166,12 @@ class Aggregator(Locked):
         with first._lock, second._lock:
             self._merge(other)
 
+    def _settle(self) -> None:
+        """Raise the bounds by what the last payload made of them."""
+        for narrow, wide in self._raised:
+            self._bounds = max(self._bounds[0], narrow), max(self._bounds[1], wide)
+        self._raised = []
+
     def _merge(self, other: Aggregator) -> None:
         if other._spec is None:
             return
@@ -174,6 +181,8 @@ class Aggregator(Locked):
             other._spec.require(self._spec)
         if self.count and other.count and other._base != self._base:
             raise SpecMismatch(f"the other's base is {_hex(other._base)}, not {_hex(self._base)}")
+        self._settle()
+        other._settle()
         bounds = _added(self._bounds, other._bounds)
         # All that may lack memory comes first.
         sums = self._sums if self._spec is not None else self._zeros(other._spec)
@@ -240,6 +249,7 @@ class Aggregator(Locked):
     @locked
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state but `shared` and `limits`: numbers, strings, bytes and copies of the sums."""
+        self._settle()
         return {
             "version": _STATE_VERSION,
             "dtype": self.dtype,
@@ -291,6 +301,7 @@ class Aggregator(Locked):
                 spec.require(self._like)
             except SpecMismatch as error:
                 raise ValueError(f"state: {error}") from None
+        self._raised = []
         self._spec, self._sums, self._base, self._framework = spec, sums, base, framework
         self.count, self.weight, self._bounds = count, weight, bounds
 
