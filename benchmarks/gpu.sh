@@ -18,7 +18,10 @@ nvidia-smi >"$OUT/device.log" 2>&1
 FEDCODEC_CUDA=ON step build python3 -m pip install --no-build-isolation --no-deps \
   -C cmake.define.FEDCODEC_CUDA_ARCHITECTURES=native .
 step tests python3 -m pytest -q -m gpu tests
-HYPOTHESIS_PROFILE=explore step cases python3 -m pytest -q -m gpu tests/test_cuda.py -k any_payload
+# Each time 5,000 others.
+for turn in 1 2; do
+  HYPOTHESIS_PROFILE=explore step "cases-$turn" python3 -m pytest -q -m gpu tests/test_cuda.py -k any_payload
+done
 for tool in memcheck racecheck initcheck; do
   step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
     python3 -m pytest -q -m gpu tests/test_cuda.py -k "large or feedback_is"
