@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 
 import gpu_arrays
 import numpy as np
@@ -146,8 +147,10 @@ def test_positions_of_more_than_32_bits_are_decoded_by_the_cpu():
     large, small = (
         pipeline._body_coder("Decoder", [1], [(n,)], segments, cuda) for n in (2**32, 2**20)
     )
+    dense = pipeline._body_coder("Decoder", [1], [(2**32,)], [([0], ("coder", None, None))], cuda)
     assert isinstance(large, gpu.HostDecoder)
     assert isinstance(small, cuda.body.Decoder)
+    assert isinstance(dense, cuda.body.Decoder)
     values, out = large_enough(), put(np.zeros(5, np.float32))
     payload = fc.parse("sparse").encode(values)
     host = gpu.HostDecoder(pipeline._body_coder("Decoder", [1], [(5,)], segments, ops.backend()))
@@ -518,3 +521,19 @@ def test_out_of_memory_leaves_everything_as_it_was(memory, text):
     assert_same(server.state_dict()["sums"], twice.state_dict()["sums"])
     assert server.count == 2
     assert_same(waiting.residual, here.residual)
+
+
+@emulated
+def test_results_that_a_gpu_has_no_room_for(monkeypatch):
+    def full(shape, dtype):
+        raise MemoryError("out of memory")
+
+    values = mixed()
+    payload = fc.Raw().encode(values)
+    server = fc.Aggregator(device="cuda")
+    server.add(payload)
+    monkeypatch.setattr(sys.modules["cupy"], "empty", full)
+    with pytest.raises(fc.DecodeError, match="memory"):
+        fc.decode(payload, device="cuda", framework="cupy")
+    with pytest.raises(fc.BackendError, match="memory"):
+        server.mean("cupy")

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import dtypes, gpu, ops
-from .errors import BackendError, DecodeError, shortened
+from .errors import BackendError, DeviceMemoryError, shortened
 from .spec import MAX_DIMENSIONS, Spec, TensorSpec
 
 Storage: TypeAlias = npt.NDArray[Any]
@@ -574,6 +574,8 @@ def empty_on_gpu(
         If the framework has no arrays on a GPU that can be filled.
     TypeError
         If it has no such dtype.
+    BackendError
+        If there is no such GPU for the framework, or it lacks the memory.
     """
     if framework is None:
         torch = sys.modules.get("torch")
@@ -587,14 +589,17 @@ def empty_on_gpu(
     module = importlib.import_module(framework)
     if framework == "torch" and not module.cuda.is_available():
         raise BackendError("torch finds no GPU: this build of it may have no CUDA")
+    lacks = module.cuda.OutOfMemoryError if framework == "torch" else MemoryError
     values = []
     for tensor in spec.untied:
         if framework == "cupy" and tensor.dtype == "bfloat16":
             raise TypeError(f"tensor {tensor.name!r} is bfloat16, which CuPy lacks: use 'torch'")
         try:
             values.append(_empty(module, framework, tensor, device))
-        except (MemoryError, RuntimeError) as error:  # CuPy's and torch's
-            raise DecodeError(f"the result needs more memory than there is: {error}") from error
+        except lacks as error:
+            raise DeviceMemoryError(
+                f"the result needs more memory than there is: {error}"
+            ) from None
     found = [
         _located(value, tensor.name) for value, tensor in zip(values, spec.untied, strict=True)
     ]

@@ -394,7 +394,10 @@ def decode(
         decode_into(decoded, target.storage)
         return out
     if number is not None:
-        values, fresh = arrays.empty_on_gpu(decoded.spec, framework, source, number)
+        try:
+            values, fresh = arrays.empty_on_gpu(decoded.spec, framework, source, number)
+        except MemoryError as error:
+            raise DecodeError(str(error)) from None
         decode_into(decoded, fresh)
         return arrays.tied(decoded.spec, values)
     return arrays.build(
@@ -571,8 +574,11 @@ def _body_coder(
 
 
 def _is_for_cpu(sizes: Sequence[int], mine: Sequence[int], coder: tuple[Any, ...]) -> bool:
-    """Tell what no GPU does: stages in Python, and positions of more than 32 bits."""
-    return _in_python(coder) or sum(sizes[i] for i in mine) >> 32 > 0
+    """Tell what no GPU does: stages in Python, and selection by positions of more than 32 bits."""
+    if coder[0] == "residual":
+        return any(_is_for_cpu(sizes, mine, term) for term in coder[1:])
+    select = coder[1] is not None and sum(sizes[i] for i in mine) >> 32 > 0
+    return select or _in_python(coder)
 
 
 def _segment_coder(name: str, spec: Spec, segment: Segment, backend: ModuleType) -> Any:
