@@ -147,7 +147,11 @@ def test_positions_of_more_than_32_bits_are_decoded_by_the_cpu():
     large, small = (
         pipeline._body_coder("Decoder", [1], [(n,)], segments, cuda) for n in (2**32, 2**20)
     )
-    dense = pipeline._body_coder("Decoder", [1], [(2**32,)], [([0], ("coder", None, None))], cuda)
+    dense, signs = (
+        pipeline._body_coder("Decoder", [1], [(2**32,)], [([0], ("coder", None, quantize))], cuda)
+        for quantize in (None, ("sign",))
+    )
+    assert isinstance(signs, gpu.HostDecoder)
     assert isinstance(large, gpu.HostDecoder)
     assert isinstance(small, cuda.body.Decoder)
     assert isinstance(dense, cuda.body.Decoder)
