@@ -15,7 +15,11 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def __init__(self, host):
         self.host = host
         self.dtype = host.dtype
+        self.shape = host.shape
         self.device = types.SimpleNamespace(id=0)
+
+    def reshape(self, shape):
+        return ndarray(self.host.reshape(shape))
 
     @property
     def __cuda_array_interface__(self):

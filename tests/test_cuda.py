@@ -276,8 +276,12 @@ class EmulatedGpu:
     def synchronize(self):
         pass
 
-    def peers(self, values, k):
+    def topk_peers(self, values, k):
         return {"np.partition": lambda: np.partition(values.host, k)}
+
+    def block_peers(self, values, total):
+        look = {"np.abs": lambda: np.abs(values.host)}
+        return {"quantize": look, "dequantize": look, "add": look}
 
 
 @emulated
@@ -288,6 +292,7 @@ def test_benchmarks_on_a_gpu(tmp_path):
 
     record = bench.run(EmulatedGpu(), [5000], ["student-t"], rounds=1)
     assert [row["name"] for row in record["rows"]] == list(bench.rows())
+    assert {row["kind"] for row in record["rows"]} == {"call", "kernel"}
     for row in record["rows"]:
         assert row["seconds"] > 0
         assert row["over_copy"] > 0

@@ -14,62 +14,12 @@
 #include "body.h"
 #include "cuda/body.h"
 #include "cuda/kernels.h"
+#include "cuda/ops.h"
+#include "cuda_ops.h"
+#include "device_arrays.h"
 
 namespace fedcodec::bindings {
 namespace {
-
-namespace gpu = fedcodec::cuda;
-
-// The CPU must encode what this was raised for: it can, or says why not.
-struct Refused {};
-
-// Makes a device the current one, until the end of a call.
-class OnDevice {
- public:
-  explicit OnDevice(int device) : before_(0) {
-    gpu::check(cudaGetDevice(&before_), "asking for the device");
-    gpu::check(cudaSetDevice(device), "choosing the device");
-  }
-  ~OnDevice() { static_cast<void>(cudaSetDevice(before_)); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_;
-};
-
-cudaStream_t to_stream(uint64_t stream) {
-  return reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(stream));
-}
-
-// Elements side by side in a GPU's memory, which `owner` keeps alive; work on them goes to a
-// stream.
-struct DeviceArray {
-  uint64_t pointer;
-  uint64_t n;
-  Dtype dtype;
-  int device;
-  uint64_t stream;
-  py::object owner;
-
-  void* data() const { return reinterpret_cast<void*>(static_cast<uintptr_t>(pointer)); }
-  uint64_t nbytes() const { return n * item_size(dtype); }
-};
-
-const DeviceArray& to_array(py::handle object) {
-  if (!py::isinstance<DeviceArray>(object))
-    throw py::type_error("a tensor's array must be a DeviceArray");
-  return *py::cast<const DeviceArray*>(object);
-}
-
-// Runs body() as all work on a GPU runs: there, and without the GIL.
-template <class F>
-auto on_device(int device, F body) {
-  const ReleasedGil released;
-  const DefaultFloatEnv env;
-  const OnDevice current(device);
-  return body();
-}
 
 // Memory of a device that lives as long as this.
 class Memory {
@@ -98,30 +48,12 @@ class Memory {
   uint8_t* data_ = nullptr;
 };
 
-// Where the arrays of a call are, all of them.
-struct Place {
-  int device = 0;
-  std::vector<uint64_t> streams;  // that others' work on them may be on
-
-  // The stream for the call's own work, once that of the others is done.
-  cudaStream_t stream() const {
-    for (size_t i = 1; i < streams.size(); ++i)
-      gpu::check(cudaStreamSynchronize(to_stream(streams[i])), "waiting for a stream");
-    return to_stream(streams.empty() ? 0 : streams[0]);
-  }
-};
-
 Place place_of(py::handle arrays) {
   Place place;
   for (const py::handle item : to_items(arrays, "arrays")) {
     // Of compensated values, the update: what is ours waits for its work.
-    const DeviceArray& array =
-        to_array(PyTuple_Check(item.ptr()) != 0 ? to_tuple(item, 3, 3, "a tensor's arrays")[1]
-                                                : py::reinterpret_borrow<py::object>(item));
-    place.device = array.device;
-    auto& streams = place.streams;
-    if (std::find(streams.begin(), streams.end(), array.stream) == streams.end())
-      streams.push_back(array.stream);
+    place.add(to_array(PyTuple_Check(item.ptr()) != 0 ? to_tuple(item, 3, 3, "a tensor's arrays")[1]
+                                                      : py::reinterpret_borrow<py::object>(item)));
   }
   return place;
 }
@@ -170,7 +102,7 @@ class DeviceEncoder : public Body {
   DeviceEncoder(const py::object& dtypes, const py::object& shapes, const py::object& segments)
       : Body(dtypes, shapes, segments, true) {}
 
-  // Throws Refused.
+  // Throws gpu::Refused.
   py::bytes encode(const py::object& header, const py::object& arrays, bool seal,
                    const py::int_& first) const {
     constexpr size_t kChecksum = 4;
@@ -200,7 +132,7 @@ class DeviceEncoder : public Body {
       std::memcpy(payload->data() + size, &crc, kChecksum);
       return true;
     });
-    if (!encoded) throw Refused{};
+    if (!encoded) throw gpu::Refused{};
     return payload->shrunk_to(size + (seal ? kChecksum : 0));
   }
 };
@@ -341,7 +273,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
       std::rethrow_exception(thrown);
     } catch (const fedcodec::Malformed& error) {
       PyErr_SetObject(malformed, py::make_tuple(error.message, error.offset).ptr());
-    } catch (const Refused&) {
+    } catch (const fedcodec::cuda::Refused&) {
       PyErr_SetNone(refused);
     } catch (const fedcodec::cuda::OutOfMemory& error) {
       py::set_error(py::module_::import("fedcodec.errors").attr("DeviceMemoryError"), error.what());
@@ -393,6 +325,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
       .def("accumulate_on_host", &Decoder::accumulate, py::arg("payload"), py::arg("start"),
            py::arg("stop"), py::arg("accumulators"), py::arg("weight"), py::arg("bounds"),
            py::arg("dry") = false, py::arg("ledger") = py::none());
+  bind_cuda_ops(m);
   m.def("merge", merge, py::arg("source"), py::arg("sum"));
   m.def("mean", mean, py::arg("sum"), py::arg("weight"), py::arg("out"));
   m.def("to_host", to_host, py::arg("array"));

@@ -182,12 +182,16 @@ py::tuple topk_threshold(const PartList<Float>& parts, uint64_t k) {
   return py::make_tuple(threshold, ties);
 }
 
+inline Interpolation interpolation_of(const std::string& name) {
+  return name == "lower"    ? Interpolation::kLower
+         : name == "higher" ? Interpolation::kHigher
+                            : Interpolation::kLinear;
+}
+
 template <class Float>
 double percentile_threshold(const PartList<Float>& parts, double percentile,
                             const std::string& name) {
-  const Interpolation interpolation = name == "lower"    ? Interpolation::kLower
-                                      : name == "higher" ? Interpolation::kHigher
-                                                         : Interpolation::kLinear;
+  const Interpolation interpolation = interpolation_of(name);
   return compute([&](const Kernels& kernels) {
     parts.require_finite(kernels);
     return widened(kernels,

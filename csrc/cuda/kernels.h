@@ -100,6 +100,12 @@ Kept<W> topk(const Parts& parts, std::span<const uint64_t> sizes, std::span<cons
              bool drop_zeros, uint32_t* not_finite, Workspace& workspace,
              const Sampling& sampling = {});
 
+// The cuts by which top-k keeps counts[g] of group g, at least one. They read the groups as it
+// does.
+template <class W>
+Cuts<W> topk_cuts(const Parts& parts, std::span<const uint64_t> sizes,
+                  std::span<const uint64_t> counts, Workspace& workspace);
+
 // Raises *not_finite to 1 if an element is not finite.
 void check_finite(const Parts& parts, uint32_t* not_finite, Workspace& workspace);
 
@@ -253,6 +259,32 @@ void accumulate_sum(const void* first, const void* second, bool wide, const Targ
 // acc += weight * value for n values, without alignment, of a dtype that is no float.
 void accumulate_exact(Dtype dtype, const uint8_t* bytes, uint64_t n, double weight, double* acc,
                       Workspace& workspace);
+
+// --- one array by itself
+// -------------------------------------------------------------------------------------------
+
+void widen_positions(const uint32_t* from, uint64_t n, int64_t* to, Workspace& workspace);
+// Raises *invalid to 1 unless they increase strictly from 0 to below `below`.
+void narrow_positions(const int64_t* from, uint64_t n, uint64_t below, uint32_t* to,
+                      uint32_t* invalid, Workspace& workspace);
+
+// A mask is bytes of 0 and 1. Raises *not_finite to 1 if a value is not finite, kept or not.
+void apply_mask(const void* values, bool wide, uint64_t n, const uint8_t* mask, void* out,
+                uint32_t* not_finite, Workspace& workspace);
+void pack_mask(const uint8_t* mask, uint64_t n, uint8_t* bits, Workspace& workspace);
+void unpack_mask(const uint8_t* bits, uint64_t n, uint8_t* mask, Workspace& workspace);
+
+// Codes of 2 to 7 bits. Raises *invalid to 1 if one takes more.
+void pack_codes(const int8_t* codes, uint64_t n, unsigned bits, uint8_t* packed, uint32_t* invalid,
+                Workspace& workspace);
+void unpack_codes(const uint8_t* packed, uint64_t n, unsigned bits, int8_t* codes,
+                  Workspace& workspace);
+// Raises *invalid to 1 if a scale is negative, or a code times it not finite.
+void check_scales(const float* scales, uint64_t n, unsigned bits, uint32_t* invalid,
+                  Workspace& workspace);
+
+// --- sums
+// -----------------------------------------------------------------------------------------------
 
 // acc += from, of float32, or float64 where they are wide.
 void merge_sums(const void* from, bool wide, uint64_t n, void* acc, Workspace& workspace);

@@ -369,6 +369,13 @@ Cuts<W> cuts_of(const Parts& parts, const Shortlist<W>& list, uint64_t* ties, bo
 }
 
 template <class W>
+Cuts<W> topk_cuts(const Parts& parts, std::span<const uint64_t> sizes,
+                  std::span<const uint64_t> counts, Workspace& workspace) {
+  const Shortlist<W> list = shortlist<W>(parts, sizes, counts, {}, workspace);
+  return cuts_of(parts, list, workspace.upload(counts), false, workspace);
+}
+
+template <class W>
 Cuts<W> percentile_cuts(const Parts& parts, const uint64_t* sizes, double percentile,
                         Interpolation interpolation, Workspace& workspace) {
   const uint64_t blocks = ceil_div(parts.groups, kThreads);
@@ -387,11 +394,13 @@ Cuts<W> percentile_cuts(const Parts& parts, const uint64_t* sizes, double percen
   return cuts;
 }
 
-#define FEDCODEC_FINDS(W)                                                                   \
-  template Shortlist<W> shortlist(const Parts&, std::span<const uint64_t>,                  \
-                                  std::span<const uint64_t>, const Sampling&, Workspace&);  \
-  template Cuts<W> cuts_of(const Parts&, const Shortlist<W>&, uint64_t*, bool, Workspace&); \
-  template Cuts<W> percentile_cuts(const Parts&, const uint64_t*, double, Interpolation,    \
+#define FEDCODEC_FINDS(W)                                                                        \
+  template Shortlist<W> shortlist(const Parts&, std::span<const uint64_t>,                       \
+                                  std::span<const uint64_t>, const Sampling&, Workspace&);       \
+  template Cuts<W> cuts_of(const Parts&, const Shortlist<W>&, uint64_t*, bool, Workspace&);      \
+  template Cuts<W> topk_cuts(const Parts&, std::span<const uint64_t>, std::span<const uint64_t>, \
+                             Workspace&);                                                        \
+  template Cuts<W> percentile_cuts(const Parts&, const uint64_t*, double, Interpolation,         \
                                    Workspace&);
 
 FEDCODEC_FINDS(float)

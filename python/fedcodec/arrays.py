@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import math
-import operator
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import dtypes, gpu, ops
-from .errors import BackendError, DeviceMemoryError, shortened
+from .errors import BackendError, shortened
+from .ops import gpu_arrays
 from .spec import MAX_DIMENSIONS, Spec, TensorSpec
 
 Storage: TypeAlias = npt.NDArray[Any]
@@ -142,7 +141,7 @@ def _capsules(torch: Any, values: list[Any]) -> list[Any]:
 
 
 def _read(structure: Structure, keys: tuple[Any, ...], values: list[Any]) -> Update:
-    if values and _is_on_gpu(values[0]):
+    if values and gpu_arrays.is_on_gpu(values[0]):
         return _read_gpu(structure, keys, values, None)
     tensors: list[TensorSpec] = []
     storage: list[Storage] = []
@@ -237,7 +236,7 @@ def writable(update: Any, source: memoryview) -> Update:
         if it shares memory with the source, or with another array that it is not tied to.
     """
     structure, keys, values = parts = _parts(update)
-    if values and _is_on_gpu(values[0]):
+    if values and gpu_arrays.is_on_gpu(values[0]):
         return _read_gpu(*parts, source)
     plain = _see(*parts, source, writable=True)
     if plain is not None:
@@ -287,7 +286,7 @@ def _host_array(value: Any, name: str) -> tuple[Storage, dtypes.DType, str]:
         jax = sys.modules.get("jax")
         if jax is not None and isinstance(value, jax.Array):
             framework = "jax"
-        elif _is_on_gpu(value):
+        elif gpu_arrays.is_on_gpu(value):
             raise TypeError(
                 f"tensor {name!r} is on a GPU, the first is not: move all to one device"
             )
@@ -392,29 +391,6 @@ def device_number(device: Any) -> int | None:
     return number
 
 
-def _is_on_gpu(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return bool(value.is_cuda)
-    if isinstance(value, (np.ndarray, np.generic)):
-        return False
-    return hasattr(value, "__cuda_array_interface__")  # of JAX, only arrays that are on a GPU
-
-
-class _Located(NamedTuple):
-    """One array in a GPU's memory, row by row."""
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: dtypes.DType
-    device: int
-    stream: int
-    framework: str
-    owner: Any
-    identity: object  # of tied arrays
-    in_place: bool  # it may be written to, and is not a copy
-
-
 def _read_gpu(
     structure: Structure, keys: tuple[Any, ...], values: list[Any], source: memoryview | None
 ) -> Update:
@@ -429,11 +405,11 @@ def _read_gpu(
     seen: dict[object, int] = {}
     device, framework = None, ""
     for number, (name, value) in enumerate(zip(names, values, strict=True)):
-        if not _is_on_gpu(value):
+        if not gpu_arrays.is_on_gpu(value):
             raise TypeError(
                 f"tensor {name!r} is not on the GPU of the first: move all to one device"
             )
-        found = _located(value, name)
+        found = gpu_arrays.located(value, name)
         device, framework = found.device if device is None else device, found.framework
         if found.device != device:
             raise TypeError(f"tensor {name!r} is on GPU {found.device}, the first on {device}")
@@ -471,91 +447,6 @@ def _read_gpu(
     return Update(_specs.setdefault(key, spec), storage, framework, device)
 
 
-def _located(value: Any, name: str) -> _Located:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _torch_located(torch, value, name)
-    cupy: Any = sys.modules.get("cupy")
-    is_cupy = cupy is not None and isinstance(value, cupy.ndarray)
-    pointer, read_only, shape, strides, stream, dtype = _interface(value, name)
-    identity = pointer, shape, strides, dtype.name
-    plain = value
-    if strides is not None:
-        if not is_cupy:
-            raise TypeError(f"tensor {name!r} is not contiguous")
-        plain = cupy.ascontiguousarray(value)
-        pointer = _interface(plain, name)[0]
-    if pointer % dtype.itemsize:
-        raise TypeError(f"tensor {name!r} is not aligned to its elements")
-    device = 0
-    if is_cupy:
-        device = int(value.device.id)
-        stream = cupy.cuda.get_current_stream(device).ptr
-    elif 0 not in shape:
-        device = ops.cuda_backend().device_of(pointer)
-        if device < 0:
-            raise TypeError(f"tensor {name!r} says that it is on a GPU, but its memory is on none")
-    in_place = plain is value and not read_only
-    return _Located(pointer, shape, dtype, device, stream, "cupy", plain, identity, in_place)
-
-
-def _interface(
-    value: Any, name: str
-) -> tuple[int, bool, tuple[int, ...], tuple[int, ...] | None, int, dtypes.DType]:
-    """Read ``__cuda_array_interface__``: strides are None where elements lie row by row."""
-    interface = value.__cuda_array_interface__
-    try:
-        pointer, read_only = interface["data"]
-        shape = tuple(map(operator.index, interface["shape"]))
-        host = np.dtype(interface["typestr"])
-        strides = interface.get("strides")
-        strides = None if strides is None else tuple(map(operator.index, strides))
-        stream = operator.index(interface.get("stream") or 1)  # the legacy default stream
-        pointer = operator.index(pointer or 0)
-        valid = pointer >= 0 and stream >= 0 and 0 <= math.prod(shape) * host.itemsize < 1 << 63
-    except (AttributeError, KeyError, TypeError, ValueError):
-        valid = False
-    if not valid or min(shape, default=0) < 0 or interface.get("mask") is not None:
-        raise TypeError(f"tensor {name!r} has a __cuda_array_interface__ that is none, or masked")
-    # Where NumPy has no name for it, the array's own framework has.
-    dtype = dtypes.BY_NAME.get(
-        str(getattr(value, "dtype", host)) if host.kind == "V" else host.name
-    )
-    if dtype is None or not host.isnative:
-        raise TypeError(f"tensor {name!r} has dtype {host}, which is not supported")
-    dense = tuple(
-        math.prod(shape[axis + 1 :]) * host.itemsize if shape[axis] != 1 else None
-        for axis in range(len(shape))
-    )
-    if strides is not None and (
-        0 in shape
-        or all(wanted in (None, stride) for wanted, stride in zip(dense, strides, strict=False))
-    ):
-        strides = None
-    return pointer, bool(read_only), shape, strides, stream, dtype
-
-
-def _torch_located(torch: Any, value: Any, name: str) -> _Located:
-    dtype = dtypes.BY_NAME.get(str(value.dtype).removeprefix("torch."))
-    if dtype is None or value.layout != torch.strided:
-        raise TypeError(
-            f"tensor {name!r} has dtype {value.dtype} and layout {value.layout}, which is not supported"
-        )
-    plain = value.detach().resolve_neg().contiguous()
-    pointer = value.data_ptr()
-    return _Located(
-        plain.data_ptr(),
-        tuple(plain.shape),
-        dtype,
-        plain.device.index,
-        torch.cuda.current_stream(plain.device).cuda_stream,
-        "torch",
-        plain,
-        (pointer, tuple(value.shape), value.stride(), value.is_neg(), dtype.name),
-        plain.data_ptr() == pointer,
-    )
-
-
 def host_framework(framework: str) -> str:
     """Return the framework of results on the CPU that nobody named one for."""
     return "numpy" if framework == "cupy" else framework
@@ -589,19 +480,14 @@ def empty_on_gpu(
     module = importlib.import_module(framework)
     if framework == "torch" and not module.cuda.is_available():
         raise BackendError("torch finds no GPU: this build of it may have no CUDA")
-    lacks = module.cuda.OutOfMemoryError if framework == "torch" else MemoryError
     values = []
     for tensor in spec.untied:
         if framework == "cupy" and tensor.dtype == "bfloat16":
             raise TypeError(f"tensor {tensor.name!r} is bfloat16, which CuPy lacks: use 'torch'")
-        try:
-            values.append(_empty(module, framework, tensor, device))
-        except lacks as error:
-            raise DeviceMemoryError(
-                f"the result needs more memory than there is: {error}"
-            ) from None
+        values.append(gpu_arrays.empty(framework, tensor.shape, tensor.dtype, device))
     found = [
-        _located(value, tensor.name) for value, tensor in zip(values, spec.untied, strict=True)
+        gpu_arrays.located(value, tensor.name)
+        for value, tensor in zip(values, spec.untied, strict=True)
     ]
     array = ops.cuda_backend().DeviceArray
     storage = [
@@ -609,11 +495,3 @@ def empty_on_gpu(
         for at, tensor in zip(found, spec.untied, strict=True)
     ]
     return values, storage
-
-
-def _empty(module: Any, framework: str, tensor: TensorSpec, device: int) -> Any:
-    if framework == "torch":
-        dtype = getattr(module, tensor.dtype)
-        return module.empty(tensor.shape, dtype=dtype, device=f"cuda:{device}")
-    with module.cuda.Device(device):
-        return module.empty(tensor.shape, tensor.dtype)

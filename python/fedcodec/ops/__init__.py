@@ -8,6 +8,9 @@ Arrays of any shape are taken in row-major order. float16 and bfloat16 travel be
 (`narrow`, `widen`). Not-a-number and infinity raise `NonFiniteError`, a wrong dtype `TypeError`, a wrong size or range
 `ValueError`. An `out` must be contiguous; what is in it after an error is not defined.
 
+Functions of arrays take a GPU's too (torch, CuPy, any ``__cuda_array_interface__``), all of one device: they run there,
+with the same bits and errors, and give arrays of that framework. What the kernels there do not take goes by the CPU.
+
 >>> import numpy as np
 >>> from fedcodec import ops
 >>> update = np.array([0.5, -3, 0.25, 2], np.float32)
@@ -21,20 +24,23 @@ array([ 0.      , -3.      ,  0.      ,  2.007874], dtype=float32)
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BackendError, NonFiniteError
 from . import reference
+from .gpu_arrays import GpuArray, is_on_gpu
 from .reference import (
     Array,
     Bits,
@@ -94,6 +100,9 @@ _U64 = (1 << 64) - 1
 _MAX_SIZE = (1 << 63) - 1
 _MOST_THREADS = 1024
 _MOST_SPARSE = 1 << 48  # even empty, every 2^31 elements take two bytes
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 # --- backends -----------------------------------------------------------------------------------------------------
@@ -312,6 +321,108 @@ def set_num_threads(number: int) -> None:
         native.set_num_threads(count)
 
 
+# --- arrays on a GPU ----------------------------------------------------------------------------------------------
+
+
+def _anywhere(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function take a GPU's arrays, which it then sees as `GpuArray`s, and give its caller their framework's."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not any(map(_has_gpu, args)) and not any(map(_has_gpu, kwargs.values())):
+            return function(*args, **kwargs)
+        arguments = signature.bind(*args, **kwargs)
+        module = cuda_backend()
+        seen = {name: _seen(name, value) for name, value in arguments.arguments.items()}
+        _require_one_device(seen)
+        try:
+            arguments.arguments.update(seen)
+            result = function(*arguments.args, **arguments.kwargs)
+        except module.Refused:
+            arguments.arguments.update(
+                {name: _mapped(GpuArray.host, to) for name, to in seen.items()}
+            )
+            result = function(*arguments.args, **arguments.kwargs)
+            for name in {"out", "accumulator"}.intersection(seen):
+                _copy_back(arguments.arguments[name], seen[name])
+            result = _put(result, seen)
+        return cast(_R, _mapped(GpuArray.unwrapped, result))
+
+    return call
+
+
+def _has_gpu(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and _has_gpu(value[0])
+    return is_on_gpu(value)
+
+
+def _seen(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and _has_gpu(value):
+        return type(value)(_seen(name, item) for item in value)
+    if is_on_gpu(value):
+        return GpuArray(value, name)
+    if isinstance(value, (np.ndarray, list, bytes, bytearray)) or hasattr(value, "__array__"):
+        raise TypeError(f"{name} is not on a GPU, another array is: move all to one device")
+    return value
+
+
+def _gpu_arrays(seen: dict[str, Any]) -> list[tuple[str, GpuArray]]:
+    items = [
+        (name, item)
+        for name, value in seen.items()
+        for item in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+    return [(name, item) for name, item in items if isinstance(item, GpuArray)]
+
+
+def _require_one_device(seen: dict[str, Any]) -> None:
+    (_, first), *others = _gpu_arrays(seen)
+    for name, array in others:
+        if array.device != first.device:
+            raise TypeError(f"{name} is on GPU {array.device}, another array on {first.device}")
+
+
+def _mapped(call: Callable[[GpuArray], Any], value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(call, item) for item in value)
+    return call(value) if isinstance(value, GpuArray) else value
+
+
+def _copy_back(host: Any, array: Any) -> None:
+    if isinstance(array, tuple):
+        for part, to in zip(host, array, strict=True):
+            _copy_back(part, to)
+    elif isinstance(array, GpuArray):
+        array.fill(host)
+
+
+def _put(result: Any, seen: dict[str, Any]) -> Any:
+    """Return what the CPU gave, on the GPU: in `out`, if it is there."""
+    if result is not None and seen.get("out") is not None:
+        return seen["out"]
+    _, beside = _gpu_arrays(seen)[0]
+
+    def put(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        return beside.new(value.shape, value.dtype).fill(value)
+
+    return tuple(map(put, result)) if isinstance(result, tuple) else put(result)
+
+
+def _backend_of(array: Any) -> ModuleType:
+    array = array[0] if isinstance(array, list) and array else array
+    return cuda_backend() if isinstance(array, GpuArray) else backend()
+
+
+def _share_memory(one: Any, other: Any) -> bool:
+    if isinstance(one, GpuArray):
+        return one.shares_memory(other)
+    return bool(np.may_share_memory(one, other))
+
+
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 
@@ -322,8 +433,9 @@ def _integer(name: str, value: Any, least: int, most: int = _MAX_SIZE) -> int:
     return number
 
 
-def _flat(name: str, array: npt.ArrayLike, *kinds: npt.DTypeLike) -> Array:
-    flat = np.ascontiguousarray(array).reshape(-1)
+def _flat(name: str, array: Any, *kinds: npt.DTypeLike) -> Any:
+    held = array if isinstance(array, GpuArray) else np.ascontiguousarray(array)
+    flat = held.reshape(-1)
     if flat.dtype not in kinds:
         names = " or ".join(np.dtype(kind).name for kind in kinds)
         raise TypeError(f"{name} has dtype {flat.dtype}, it must be {names}")
@@ -340,21 +452,21 @@ def _finite(name: str, values: Array) -> Array:
     return values
 
 
-def _floats(values: npt.ArrayLike) -> Array:
+def _floats(values: Any) -> Any:
     return _flat("values", values, np.float32, np.float64)
 
 
 def _singles(values: npt.ArrayLike) -> Float32:
-    flat = _floats(values)
+    flat: Float32 = _floats(values)
     if flat.dtype == np.float32:
         return flat
-    single: Float32 = backend().narrow(flat, "float32", None, True)
+    single: Float32 = _backend_of(flat).narrow(flat, "float32", None, True)
     return single
 
 
-def _parts(values: Any) -> list[Array]:
+def _parts(values: Any) -> list[Any]:
     parts = [_floats(part) for part in (values if isinstance(values, (list, tuple)) else [values])]
-    if any(part.dtype == np.float64 for part in parts):
+    if any(part.dtype == np.float64 for part in parts) and not isinstance(parts[0], GpuArray):
         return [part.astype(np.float64, copy=False) for part in parts]
     return parts
 
@@ -370,6 +482,8 @@ def _bits(bits: npt.ArrayLike | bytes, n: int) -> Bits:
 
 
 def _integers(positions: npt.ArrayLike) -> Positions:
+    if isinstance(positions, GpuArray):
+        return cast(Positions, _flat("positions", positions, np.int64))
     array = np.asarray(positions)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"positions have dtype {array.dtype}, it must be an integer one")
@@ -378,16 +492,23 @@ def _integers(positions: npt.ArrayLike) -> Positions:
 
 def _positions(positions: npt.ArrayLike, n: int) -> Positions:
     flat = _integers(positions)
-    reference.require_increasing(flat, n)
+    if not isinstance(flat, GpuArray):  # its kernels look by themselves
+        reference.require_increasing(flat, n)
     return flat
 
 
 def _target(name: str, array: Any) -> Array:
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+    if not isinstance(array, (np.ndarray, GpuArray)) or array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} must be a float32 or float64 array")
-    if not array.flags.c_contiguous or not array.flags.writeable:
+    if not _is_writable(array):
         raise ValueError(f"{name} must be contiguous and writable")
-    return array.reshape(-1)
+    return cast(Array, array.reshape(-1))
+
+
+def _is_writable(array: Any) -> bool:
+    if isinstance(array, GpuArray):
+        return array.writable
+    return bool(array.flags.c_contiguous and array.flags.writeable)
 
 
 def _sized(name: str, array: Array, n: int) -> None:
@@ -413,23 +534,27 @@ def _target_of(
     """Check `out` and return it flat; None where a kernel must not write to it while it reads."""
     if out is None:
         return None
-    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
+    if not isinstance(out, (np.ndarray, GpuArray)) or out.dtype != dtype or out.shape != shape:
         raise ValueError(f"out must be an array of dtype {np.dtype(dtype)} and shape {shape}")
-    if not out.flags.c_contiguous or not out.flags.writeable:
+    if not _is_writable(out):
         raise ValueError("out must be contiguous and writable")
-    apart = not any(np.may_share_memory(out, array) for array in inputs)
-    return out.reshape(-1) if apart else None
+    apart = not any(_share_memory(out, array) for array in inputs)
+    return cast(Array, out.reshape(-1)) if apart else None
 
 
 def _apart(target: Array, values: Array) -> Array:
     """Return values that a kernel may read while it writes to the target."""
-    return values.copy() if np.may_share_memory(target, values) else values
+    return values.copy() if _share_memory(target, values) else values
 
 
 def _deliver(result: Array, out: Array | None, target: Array | None) -> Array:
     if out is None:
         return result
-    if target is None:
+    if target is not None:
+        return out
+    if isinstance(out, GpuArray):
+        out.copy_from(cast(Any, result))
+    else:
         np.copyto(out, result.reshape(out.shape))
     return out
 
@@ -437,6 +562,7 @@ def _deliver(result: Array, out: Array | None, target: Array | None) -> Array:
 # --- selection ----------------------------------------------------------------------------------------------------
 
 
+@_anywhere
 def topk(values: npt.ArrayLike | Sequence[npt.ArrayLike], k: int) -> tuple[Positions, Array]:
     """Keep the k largest magnitudes: `compact` by `topk_threshold`, in about one pass over the values.
 
@@ -462,10 +588,13 @@ def topk(values: npt.ArrayLike | Sequence[npt.ArrayLike], k: int) -> tuple[Posit
     (array([1, 3]), array([-2.,  3.], dtype=float32))
     """
     parts = _parts(values)
-    positions, kept = backend().topk(parts, _integer("k", k, 0, sum(part.size for part in parts)))
+    positions, kept = _backend_of(parts).topk(
+        parts, _integer("k", k, 0, sum(part.size for part in parts))
+    )
     return positions, kept
 
 
+@_anywhere
 def topk_threshold(values: npt.ArrayLike | Sequence[npt.ArrayLike], k: int) -> tuple[float, int]:
     """Find the k-th largest magnitude.
 
@@ -492,10 +621,11 @@ def topk_threshold(values: npt.ArrayLike | Sequence[npt.ArrayLike], k: int) -> t
     """
     parts = _parts(values)
     k = _integer("k", k, 0, sum(part.size for part in parts))
-    threshold, ties = backend().topk_threshold(parts, k)
+    threshold, ties = _backend_of(parts).topk_threshold(parts, k)
     return threshold, ties
 
 
+@_anywhere
 def percentile_threshold(
     values: npt.ArrayLike | Sequence[npt.ArrayLike],
     percentile: float,
@@ -534,9 +664,11 @@ def percentile_threshold(
         raise ValueError(
             f"interpolation is {interpolation!r}, it must be 'linear', 'lower' or 'higher'"
         )
-    return float(backend().percentile_threshold(_parts(values), float(percentile), interpolation))
+    parts = _parts(values)
+    return float(_backend_of(parts).percentile_threshold(parts, float(percentile), interpolation))
 
 
+@_anywhere
 def compact(
     values: npt.ArrayLike | Sequence[npt.ArrayLike], threshold: float, ties: int = 0
 ) -> tuple[Positions, Array]:
@@ -574,7 +706,7 @@ def compact(
     parts = _parts(values)
     ties = _integer("ties", ties, 0)
     limit = reference.round_down(threshold, parts[0].dtype if parts else np.float32)
-    positions, kept = backend().compact(parts, limit, ties if limit == threshold else 0)
+    positions, kept = _backend_of(parts).compact(parts, limit, ties if limit == threshold else 0)
     return positions, kept
 
 
@@ -608,6 +740,7 @@ def random_positions(n: int, k: int, seed: int) -> Positions:
 # --- masks --------------------------------------------------------------------------------------------------------
 
 
+@_anywhere
 def apply_mask(values: npt.ArrayLike, mask: npt.ArrayLike, *, out: Array | None = None) -> Array:
     """Zero what a mask does not keep.
 
@@ -639,9 +772,10 @@ def apply_mask(values: npt.ArrayLike, mask: npt.ArrayLike, *, out: Array | None 
     _sized("mask", kept, flat.size)
     shape = np.shape(values)
     target = _target_of(out, flat.dtype, shape, flat, kept)
-    return _deliver(backend().apply_mask(flat, kept, target).reshape(shape), out, target)
+    return _deliver(_backend_of(flat).apply_mask(flat, kept, target).reshape(shape), out, target)
 
 
+@_anywhere
 def pack_mask(mask: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
     """Pack bools to bits, the first into the least significant bit of the first byte.
 
@@ -664,9 +798,10 @@ def pack_mask(mask: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
     """
     flat = _flat("mask", mask, np.bool_)
     target = _target_of(out, np.uint8, ((flat.size + 7) // 8,), flat)
-    return _deliver(backend().pack_mask(flat, target), out, target)
+    return _deliver(_backend_of(flat).pack_mask(flat, target), out, target)
 
 
+@_anywhere
 def unpack_mask(bits: npt.ArrayLike | bytes, n: int, *, out: Mask | None = None) -> Mask:
     r"""Undo `pack_mask`.
 
@@ -691,7 +826,7 @@ def unpack_mask(bits: npt.ArrayLike | bytes, n: int, *, out: Mask | None = None)
     n = _integer("n", n, 0)
     flat = _bits(bits, n)
     target = _target_of(out, np.bool_, (n,), flat)
-    return _deliver(backend().unpack_mask(flat, n, target), out, target)
+    return _deliver(_backend_of(flat).unpack_mask(flat, n, target), out, target)
 
 
 # --- symmetric integers -------------------------------------------------------------------------------------------
@@ -728,14 +863,19 @@ def _codes(codes: npt.ArrayLike, bits: int) -> Codes:
     bits = _integer("bits", bits, 2, 8)
     flat: Codes = _flat("codes", codes, np.int8)
     end = 1 << (bits - 1)
+    if isinstance(flat, GpuArray):  # its kernels look by themselves
+        return flat
     if bits < 8 and flat.size and not -end <= flat.min() <= flat.max() < end:
         raise ValueError(f"codes of {bits} bits are from {-end} to {end - 1}")
     return flat
 
 
 def _scales(scales: npt.ArrayLike, bits: int, channels: int) -> Float32:
-    flat = _finite("scales", _flat("scales", scales, np.float32))
-    _sized("scales", flat, channels)
+    flat: Float32 = _flat("scales", scales, np.float32)
+    on_gpu = isinstance(flat, GpuArray)
+    _sized("scales", flat if on_gpu else _finite("scales", flat), channels)
+    if on_gpu:
+        return flat
     if np.signbit(flat).any():
         raise ValueError("a scale is negative")
     largest = float(flat.max(initial=0)) * ((1 << (bits - 1)) - 1)
@@ -744,6 +884,7 @@ def _scales(scales: npt.ArrayLike, bits: int, channels: int) -> Float32:
     return flat
 
 
+@_anywhere
 def quantize(
     values: npt.ArrayLike,
     bits: int,
@@ -804,13 +945,14 @@ def _quantize(
         _target_of(codes_out, np.int8, shape, flat),
         _target_of(scales_out, np.float32, grid[1:], flat),
     )
-    codes, scales = backend().quantize(flat, bits, *grid, draw, *targets)
+    codes, scales = _backend_of(flat).quantize(flat, bits, *grid, draw, *targets)
     return (
         _deliver(codes.reshape(shape), codes_out, targets[0]),
         _deliver(scales, scales_out, targets[1]),
     )
 
 
+@_anywhere
 def dequantize(
     codes: npt.ArrayLike,
     scales: npt.ArrayLike,
@@ -858,10 +1000,11 @@ def _dequantize(
 ) -> Float32:
     factors = _scales(scales, bits, grid[1])
     target = _target_of(out, np.float32, shape, flat, factors)
-    values = backend().dequantize(flat, factors, bits, *grid, target)
+    values = _backend_of(flat).dequantize(flat, factors, bits, *grid, target)
     return _deliver(values.reshape(shape), out, target)
 
 
+@_anywhere
 def quantize_kbit(
     values: npt.ArrayLike,
     bits: int,
@@ -912,6 +1055,7 @@ def quantize_kbit(
     return _quantize(_singles(values), bits, _grid_of(shape, block_size, axis), draw, out, shape)
 
 
+@_anywhere
 def dequantize_kbit(
     codes: npt.ArrayLike,
     scales: npt.ArrayLike,
@@ -947,11 +1091,12 @@ def dequantize_kbit(
     array([ 3.5, -1.5], dtype=float32)
     """
     shape = np.shape(codes) if shape is None else tuple(shape)
-    _sized("codes", np.asarray(codes), math.prod(shape))
-    grid = _grid_of(shape, block_size, axis)
-    return _dequantize(_codes(codes, bits), scales, bits, grid, out, shape)
+    flat = _codes(codes, bits)
+    _sized("codes", flat, math.prod(shape))
+    return _dequantize(flat, scales, bits, _grid_of(shape, block_size, axis), out, shape)
 
 
+@_anywhere
 def quantize_int8(
     values: npt.ArrayLike,
     *,
@@ -975,6 +1120,7 @@ def quantize_int8(
     )
 
 
+@_anywhere
 def dequantize_int8(
     codes: npt.ArrayLike,
     scales: npt.ArrayLike,
@@ -996,6 +1142,7 @@ def dequantize_int8(
     return dequantize_kbit(codes, scales, 8, block_size=block_size, axis=axis, shape=shape, out=out)
 
 
+@_anywhere
 def pack_codes(codes: npt.ArrayLike, bits: int, *, out: Bits | None = None) -> Bits:
     """Pack codes as two's complement without gaps.
 
@@ -1021,9 +1168,10 @@ def pack_codes(codes: npt.ArrayLike, bits: int, *, out: Bits | None = None) -> B
     bits = _integer("bits", bits, 2, 7)
     flat: Codes = _flat("codes", codes, np.int8)
     target = _target_of(out, np.uint8, ((flat.size * bits + 7) // 8,), flat)
-    return _deliver(backend().pack_codes(flat, bits, target), out, target)
+    return _deliver(_backend_of(flat).pack_codes(flat, bits, target), out, target)
 
 
+@_anywhere
 def unpack_codes(
     packed: npt.ArrayLike | bytes, bits: int, n: int, *, out: Codes | None = None
 ) -> Codes:
@@ -1052,12 +1200,13 @@ def unpack_codes(
     bits, n = _integer("bits", bits, 2, 7), _integer("n", n, 0)
     flat = _bits(packed, n * bits)
     target = _target_of(out, np.int8, (n,), flat)
-    return _deliver(backend().unpack_codes(flat, bits, n, target), out, target)
+    return _deliver(_backend_of(flat).unpack_codes(flat, bits, n, target), out, target)
 
 
 # --- sign and magnitude -------------------------------------------------------------------------------------------
 
 
+@_anywhere
 def mean_magnitude(values: npt.ArrayLike) -> float:
     """Take the mean of the magnitudes, the same for every order of the values.
 
@@ -1078,9 +1227,11 @@ def mean_magnitude(values: npt.ArrayLike) -> float:
     >>> ops.mean_magnitude(np.array([1, -2, 3], np.float32))
     2.0
     """
-    return float(backend().mean_magnitude(_singles(values)))
+    flat = _singles(values)
+    return float(_backend_of(flat).mean_magnitude(flat))
 
 
+@_anywhere
 def pack_signs(values: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
     """Pack the signs of values to bits, 1 where a value is below zero.
 
@@ -1104,9 +1255,10 @@ def pack_signs(values: npt.ArrayLike, *, out: Bits | None = None) -> Bits:
     """
     flat = _singles(values)
     target = _target_of(out, np.uint8, ((flat.size + 7) // 8,), flat)
-    return _deliver(backend().pack_signs(flat, target), out, target)
+    return _deliver(_backend_of(flat).pack_signs(flat, target), out, target)
 
 
+@_anywhere
 def unpack_signs(
     bits: npt.ArrayLike | bytes, magnitude: float, n: int, *, out: Float32 | None = None
 ) -> Float32:
@@ -1142,12 +1294,13 @@ def unpack_signs(
         )
     flat = _bits(bits, n)
     target = _target_of(out, np.float32, (n,), flat)
-    return _deliver(backend().unpack_signs(flat, magnitude, n, target), out, target)
+    return _deliver(_backend_of(flat).unpack_signs(flat, magnitude, n, target), out, target)
 
 
 # --- conversions --------------------------------------------------------------------------------------------------
 
 
+@_anywhere
 def narrow(values: npt.ArrayLike, dtype: Narrow, *, out: Array | None = None) -> Array:
     """Round to a narrower float type, to nearest even in one step.
 
@@ -1179,9 +1332,10 @@ def narrow(values: npt.ArrayLike, dtype: Narrow, *, out: Array | None = None) ->
         raise ValueError(f"dtype is {dtype!r}, it must be 'float16', 'bfloat16' or 'float32'")
     flat = _floats(values)
     target = _target_of(out, np.float32 if dtype == "float32" else np.uint16, flat.shape, flat)
-    return _deliver(backend().narrow(flat, dtype, target, True), out, target)
+    return _deliver(_backend_of(flat).narrow(flat, dtype, target, True), out, target)
 
 
+@_anywhere
 def widen(bits: npt.ArrayLike, dtype: str, *, out: Float32 | None = None) -> Float32:
     """Widen 16-bit floats, given as their bits, to float32.
 
@@ -1208,7 +1362,7 @@ def widen(bits: npt.ArrayLike, dtype: str, *, out: Float32 | None = None) -> Flo
         raise ValueError(f"dtype is {dtype!r}, it must be 'float16' or 'bfloat16'")
     flat = _flat("bits", bits, np.uint16)
     target = _target_of(out, np.float32, flat.shape, flat)
-    return _deliver(backend().widen(flat, dtype, target), out, target)
+    return _deliver(_backend_of(flat).widen(flat, dtype, target), out, target)
 
 
 # --- random words -------------------------------------------------------------------------------------------------
@@ -1284,6 +1438,7 @@ def draw_seed(codec_seed: int, call_seed: int, group: int) -> int:
 # --- sparse index sets --------------------------------------------------------------------------------------------
 
 
+@_anywhere
 def pack_sparse(positions: npt.ArrayLike, n: int) -> bytes:
     """Pack positions as a sparse index set (docs/format.md, section 4).
 
@@ -1306,7 +1461,8 @@ def pack_sparse(positions: npt.ArrayLike, n: int) -> bytes:
     '10 00 02 0a'
     """
     n = _integer("n", n, 0, _MOST_SPARSE)
-    return bytes(backend().pack_sparse(_integers(positions), n))
+    places = _integers(positions)
+    return bytes(_backend_of(places).pack_sparse(places, n))
 
 
 def unpack_sparse(buffer: bytes | bytearray | memoryview, n: int) -> tuple[Positions, int]:
@@ -1341,6 +1497,7 @@ def unpack_sparse(buffer: bytes | bytearray | memoryview, n: int) -> tuple[Posit
     return positions, used
 
 
+@_anywhere
 def scatter(positions: npt.ArrayLike, values: npt.ArrayLike, out: Array) -> None:
     """Write values to positions of an array; the rest of it stays as it is.
 
@@ -1366,12 +1523,13 @@ def scatter(positions: npt.ArrayLike, values: npt.ArrayLike, out: Array) -> None
     flat = _apart(target, _flat("values", values, target.dtype))
     places = _apart(target, _positions(positions, target.size))
     _sized("values", flat, places.size)
-    backend().scatter(places, flat, target)
+    _backend_of(target).scatter(places, flat, target)
 
 
 # --- sums ---------------------------------------------------------------------------------------------------------
 
 
+@_anywhere
 def accumulate(accumulator: Array, values: npt.ArrayLike, weight: float) -> None:
     """Add weighted values to a sum, in place.
 
@@ -1395,9 +1553,10 @@ def accumulate(accumulator: Array, values: npt.ArrayLike, weight: float) -> None
     target = _target("accumulator", accumulator)
     flat = _apart(target, _values_for(target, values))
     _sized("values", flat, target.size)
-    backend().accumulate(target, flat, _weight(weight, target))
+    _backend_of(target).accumulate(target, flat, _weight(weight, target))
 
 
+@_anywhere
 def accumulate_sparse(
     accumulator: Array, positions: npt.ArrayLike, values: npt.ArrayLike, weight: float
 ) -> None:
@@ -1426,9 +1585,10 @@ def accumulate_sparse(
     flat = _apart(target, _values_for(target, values))
     places = _apart(target, _positions(positions, target.size))
     _sized("values", flat, places.size)
-    backend().accumulate_sparse(target, places, flat, _weight(weight, target))
+    _backend_of(target).accumulate_sparse(target, places, flat, _weight(weight, target))
 
 
+@_anywhere
 def accumulate_codes(
     accumulator: Array,
     codes: npt.ArrayLike,
@@ -1465,7 +1625,7 @@ def accumulate_codes(
     flat = _apart(target, _codes(codes, bits))
     _sized("codes", flat, target.size)
     inner, channels = _grid(inner, channels, flat.size)
-    backend().accumulate_codes(
+    _backend_of(target).accumulate_codes(
         target,
         flat,
         _apart(target, _scales(scales, bits, channels)),
