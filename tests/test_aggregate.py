@@ -902,7 +902,7 @@ def test_hostile_bytes_raise_only_decode_error_and_touch_nothing(text):
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"F", b"FC", b"FC\0\0", b"\0" * 100, sealed(b""), sealed(b"FC\0\0")]
+    "payload", [b"", b"F", b"FC", b"FC\1\0", b"\0" * 100, sealed(b""), sealed(b"FC\1\0")]
 )
 def test_short_payloads(payload):
     refused(fc.Aggregator(update(0)), payload, fc.DecodeError, None)

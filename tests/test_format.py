@@ -4,11 +4,13 @@ import contextlib
 import hashlib
 import itertools
 import math
+import re
 import struct
 import subprocess
 import sys
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -56,7 +58,7 @@ def one(dtype, *shape):
 
 
 def payload(spec, pipelines, body, *, flags=0, base=b""):
-    return sealed(b"FC\0" + bytes([flags]) + leb(len(spec)) + spec + base + pipelines + body)
+    return sealed(b"FC\1" + bytes([flags]) + leb(len(spec)) + spec + base + pipelines + body)
 
 
 def f32(*values):
@@ -306,7 +308,7 @@ def test_digests_by_hand():
     assert base == sha("fedcodec/base", b"\1\1" + tensor(1, 1) + f32(9))
     head = sha("fedcodec/spec", spec) + base + sha("fedcodec/rules", table)
     data = codec.encode(update, framing="reference", base=base)
-    assert data == sealed(b"FC\0" + bytes([1 | 2 | 8]) + head + body)
+    assert data == sealed(b"FC\1" + bytes([1 | 2 | 8]) + head + body)
     shared = fc.Shared()
     with pytest.raises(fc.DecodeError, match=base.hex()):
         fc.decode(data, like=update, shared=shared)
@@ -358,15 +360,15 @@ REFUSED = {
     "nothing": b"",
     "too short": sealed(b""),
     "magic": sealed(b"FX\0\0" + leb(4) + one(1, 1) + RAW + f32(1)),
-    "version 1": sealed(b"FC\1\0" + leb(4) + one(1, 1) + RAW + f32(1)),
+    "version 0": sealed(b"FC\0\0" + leb(4) + one(1, 1) + RAW + f32(1)),
     "an unknown flag": payload(one(1, 1), RAW, f32(1), flags=16),
     "both kinds of tables": payload(one(1, 1), RAW, f32(1), flags=12),
     "a byte too many": payload(one(1, 1), RAW, f32(1) + b"\0"),
     "a byte too few": payload(one(1, 1), RAW, f32(1)[:-1]),
     "no checksum": payload(one(1, 1), RAW, f32(1))[:-4],
-    "a long varint": sealed(b"FC\0\0" + b"\x84\0" + one(1, 1) + RAW + f32(1)),
+    "a long varint": sealed(b"FC\1\0" + b"\x84\0" + one(1, 1) + RAW + f32(1)),
     "a varint of 65 bits": payload(one(1, 2**64), RAW, b""),
-    "a varint without end": sealed(b"FC\0\0" + b"\xff" * 12),
+    "a varint without end": sealed(b"FC\1\0" + b"\xff" * 12),
     "structure 3": payload(b"\3\1" + tensor(1, 1), RAW, f32(1)),
     "one array of two tensors": payload(b"\0\2" + tensor(1, 1) * 2, RAW, f32(1, 2)),
     "one array of none": payload(b"\0\0", RAW, b""),
@@ -411,7 +413,7 @@ REFUSED = {
     "half of a mask's digest": payload(one(1, 1), pipe((0x24, bytes(4))), b""),
     "no block size": payload(one(1, 9), pipe((0x30, b"")), LONG),
     "block size 2^40 + 1": payload(one(1, 9), pipe((0x30, leb(2**40 + 1))), f32(1) + bytes(9)),
-    "axis 64": payload(one(1, 9), pipe((0x32, b"\x40")), f32(1) + bytes(9)),
+    "axis 32": payload(one(1, 9), pipe((0x32, b"\x20")), f32(1) + bytes(9)),
     "block size 0": payload(one(1, 9), pipe((0x30, b"\0")), LONG),
     "a byte after the block size": payload(one(1, 9), pipe((0x30, b"\1\0")), LONG),
     "1 bit": payload(one(1, 9), pipe((0x34, b"\1")), LONG),
@@ -498,7 +500,7 @@ REASONS = {
     'nothing': "not a fedcodec payload: it does not begin with 'FC' (at byte 0)",
     'too short': "not a fedcodec payload: it does not begin with 'FC' (at byte 0)",
     'magic': "not a fedcodec payload: it does not begin with 'FC' (at byte 0)",
-    'version 1': 'version 1 of the format, this library reads 0 (at byte 2)',
+    'version 0': 'version 0 of the format, this library reads 1 (at byte 2)',
     'an unknown flag': 'unknown flags 0x10 (at byte 3)',
     'both kinds of tables': 'unknown flags 0x0c (at byte 3)',
     'a byte too many': '1 bytes left over (at byte 15)',
@@ -545,7 +547,7 @@ REASONS = {
     "half of a mask's digest": '8 bytes expected, 4 left (at byte 13)',
     'no block size': '1 bytes expected, 0 left (at byte 13)',
     'block size 2^40 + 1': 'block_size=1099511627777 is too large (at byte 19)',
-    'axis 64': 'axis=64 is too large (at byte 14)',
+    'axis 32': 'axis=32 is too large (at byte 14)',
     'block size 0': 'block size is zero (at byte 14)',
     'a byte after the block size': '1 bytes left over (at byte 14)',
     '1 bit': '1 bits, from 2 to 7 are possible (at byte 13)',
@@ -638,7 +640,7 @@ def test_the_neighbours_of_what_is_refused_decode():
         payload(one(1, 9), pipe((0x34, b"\2")), f32(1) + bytes(3)),
         payload(one(1, 9), pipe((0x34, b"\7")), f32(1) + bytes(8)),
         payload(one(1, 9), pipe((0x30, leb(2**40))), f32(1) + bytes(9)),
-        payload(one(1, 9), pipe((0x32, b"\x3f")), f32(1) + bytes(9)),
+        payload(one(1, 9), pipe((0x32, b"\x1f")), f32(1) + bytes(9)),
         sparse(3, b"\x1f\2\0"),
         sparse(3, b"\x10\1\0"),
         sparse(3, b"\x10\xf2\1\1" + bytes(4) + b"\1", f32(1)),
@@ -704,7 +706,7 @@ LIMITS = fc.Limits(max_bytes=4 * N)
 
 # For every field that states a length: the smallest payload that claims `claim` there.
 BOMBS = {
-    "length of the spec": lambda claim: sealed(b"FC\0\0" + leb(claim)),
+    "length of the spec": lambda claim: sealed(b"FC\1\0" + leb(claim)),
     "number of tensors": lambda claim: payload(b"\1" + leb(claim), RAW, b""),
     "length of a name": lambda claim: payload(b"\2\1" + leb(claim), RAW, b""),
     "tied to": lambda claim: payload(b"\1\1\x7f" + leb(claim), RAW, b""),
@@ -1108,3 +1110,59 @@ def test_what_is_no_payload_is_called_so_before_anything_else(what):
     for read in (fc.decode, fc.inspect, fc.Aggregator().add):
         with pytest.raises(fc.DecodeError, match="not a fedcodec payload"):
             read(what)
+
+
+# --- what is reserved (docs/format.md, section 5) -----------------------------------------------------------------
+
+UNASSIGNED = [*range(0x10), *range(0x10, 0x20), *range(0x25, 0x30), *range(0x39, 0x40), *range(0x41, 0x50),
+              *range(0x51, 0x80), *range(0xC0, 0x100)]  # fmt: skip
+
+
+def test_what_is_reserved_is_refused_and_so_can_be_given_a_meaning():
+    reserved = [
+        *(payload(one(1, 9), pipe((stage, b"")), LONG) for stage in UNASSIGNED),
+        *(
+            payload(one(dtype, 1), RAW, bytes(8))
+            for dtype in (0, 5, 6, 7, *range(17, 0x7F), *range(0x80, 256))
+        ),
+        *(
+            payload(bytes([structure]) + b"\1" + tensor(1, 1), RAW, f32(1))
+            for structure in range(3, 256)
+        ),
+        *(payload(one(1, 1), RAW, f32(1), flags=flag) for flag in (12, 16, 32, 64, 128)),
+        *(sparse(3, b"\x10" + bytes([3 | rest << 2]) + b"\1", f32(1)) for rest in range(64)),
+        *(
+            sealed(b"FC" + bytes([version, 0]) + leb(4) + one(1, 1) + RAW + f32(1))
+            for version in range(256)
+            if version != 1
+        ),
+    ]
+    for data in reserved:
+        with pytest.raises(fc.DecodeError):
+            fc.decode(data)
+
+
+def test_the_example_of_the_page_is_a_payload(isa):
+    page = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*`) \|", page.partition("byte by byte")[2], re.MULTILINE)
+    data = bytes.fromhex("".join(re.findall(r"`([0-9a-f ]+)`", "".join(rows))))
+    update = {"w": np.array([1, -4, 0, 2, 0.5, 3, -1.5, 0.25], np.float32)}
+    assert fc.parse("topk(0.5) | kbit(4, block_size=2)").encode(update) == data
+    assert f"{len(data)} bytes:" in page
+
+
+def test_a_group_of_2_to_the_63_elements_is_refused(isa):
+    """No memory has it, but of nothing kept of it the payload would be short."""
+    nothing = b"\0" + bytes(8)
+
+    def check(*sizes):
+        segments = [(range(len(sizes)), ("coder", ("random", 0), None))]
+        shapes = [(size,) for size in sizes]
+        decoder = pipeline._body_coder(
+            "Decoder", [2] * len(sizes), shapes, segments, fc.ops.backend()
+        )
+        decoder.check(nothing, 0, len(nothing))
+
+    check(1000, 1000, 2)
+    with pytest.raises(Exception, match=r"a group of 2\^63 elements or more"):
+        check(2**62 - 1, 2**62 - 1, 2)

@@ -203,8 +203,8 @@ def test_a_pickle_bomb_is_only_bad_bytes():
     bomb = b"cos\nsystem\n(S'touch /tmp/fedcodec-was-here'\ntR."
     for payload in (
         bomb,
-        b"FC\0\0" + bomb,
-        b"FC\0\0" + bomb + zlib.crc32(b"FC\0\0" + bomb).to_bytes(4, "little"),
+        b"FC\1\0" + bomb,
+        b"FC\1\0" + bomb + zlib.crc32(b"FC\1\0" + bomb).to_bytes(4, "little"),
     ):
         with pytest.raises(fc.DecodeError):
             fc.decode(payload)
@@ -404,4 +404,4 @@ def test_no_json_in_the_header():
     payload = fc.parse("topk(0.1) | int8").encode({"w": np.ones(100, np.float32)})
     header = payload[: len(payload) - 4 - body_of(payload)]
     assert b"{" not in header
-    assert header[:4] == struct.pack("<2sBB", b"FC", 0, 0)
+    assert header[:4] == struct.pack("<2sBB", b"FC", 1, 0)

@@ -469,6 +469,8 @@ class _Decoder:
         for group in _groups(self.tensors, floats, one):
             if group.n == 0:
                 continue
+            if group.n >> 63:
+                raise DecodeError("a group of 2^63 elements or more", self.reader.offset)
             positions = self.positions(one, two, group)
             m = group.n if positions is None else positions.size
             values, bound = self.values(two, group, m) if m else (np.zeros(0, np.float32), 0.0)

@@ -18,7 +18,7 @@ from .shared import Shared
 from .spec import Spec
 
 MAGIC = b"FC"
-VERSION = 0
+VERSION = 1
 CHECKSUM_BYTES = 4
 _RESIDUAL = 0x40  # refused inside itself before it is read, or hostile bytes could recurse
 _BY_REFERENCE, _HAS_BASE = 1, 2

@@ -15,7 +15,7 @@ from . import _check
 Granularity = Literal["block", "group", "channel"]
 _GRANULARITIES: tuple[Granularity, ...] = ("block", "group", "channel")
 _MAX_BLOCK = 1 << 40
-_MAX_AXIS = 63
+_MAX_AXIS = 31
 
 
 class _Integers(Quantize):
