@@ -8,6 +8,8 @@
 #include <mutex>
 #include <vector>
 
+#include "fedcodec/threads.h"
+
 namespace fedcodec::cuda {
 namespace {
 
@@ -45,6 +47,16 @@ struct Idle {
 Idle& idle() {
   static auto* const only = new Idle;
   return *only;
+}
+
+// The device copies one while the host copies the next.
+constexpr size_t kSlice = size_t{1} << 20;
+
+// One thread alone is slower than the device.
+void copy_on_host(uint8_t* to, const uint8_t* from, uint64_t n) {
+  for_ranges(n, 64, [=](uint64_t begin, uint64_t end) {
+    std::memcpy(to + begin, from + begin, end - begin);
+  });
 }
 
 }  // namespace
@@ -126,18 +138,19 @@ void Readback::finish() {
     }
     workspace_.synchronize();
     in_flight_ = false;
-    for (const Copy& slice : slices) std::memcpy(slice.to, slice.from, slice.n_bytes);
+    for (const Copy& slice : slices) copy_on_host(slice.to, slice.from, slice.n_bytes);
   }
   copies_.clear();
 }
 
 void to_device(void* to, const void* from, uint64_t n_bytes, const Pinned& by,
                Workspace& workspace) {
-  for (uint64_t at = 0; at < n_bytes; at += Pinned::kSize) {
-    const size_t n = std::min<uint64_t>(Pinned::kSize, n_bytes - at);
-    if (at > 0) workspace.synchronize();
-    std::memcpy(by.data(), static_cast<const uint8_t*>(from) + at, n);
-    workspace.copy(static_cast<uint8_t*>(to) + at, by.data(), n, cudaMemcpyHostToDevice);
+  for (uint64_t at = 0; at < n_bytes; at += kSlice) {
+    const size_t n = std::min<uint64_t>(kSlice, n_bytes - at);
+    uint8_t* const slice = by.data() + at % Pinned::kSize;
+    if (at > 0 && slice == by.data()) workspace.synchronize();
+    copy_on_host(slice, static_cast<const uint8_t*>(from) + at, n);
+    workspace.copy(static_cast<uint8_t*>(to) + at, slice, n, cudaMemcpyHostToDevice);
   }
 }
 
