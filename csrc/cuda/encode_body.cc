@@ -69,8 +69,9 @@ class Coding {
     for (size_t i = 0; i < groups_.size(); ++i) {
       if (groups_[i].n > 0) lay_out(i, drawn, offsets, values);
     }
-    bytes_ = has_tiles() ? workspace_.zeros<uint8_t>(ceil_div(size_, 4) * 4)
-                         : workspace_.array<uint8_t>(size_);
+    // Tiles are or'ed into zeros; what the host adds later is read back, and by words beside it.
+    bytes_ = has_tiles() || !patches_.empty() ? workspace_.zeros<uint8_t>(ceil_div(size_, 4) * 4)
+                                              : workspace_.array<uint8_t>(size_);
     for (size_t i = 0; i < kinds_.size() && has_tiles(); ++i) {
       write_tiles(kinds_[i].plans, static_cast<uint32_t>(kinds_[i].groups.size()),
                   workspace_.upload(offsets[i]), bytes_, workspace_);
