@@ -399,6 +399,15 @@ def test_other_frameworks_arrays():
 
 
 @emulated
+def test_arrays_that_are_still_computed_are_waited_for():
+    class Late(Odd):
+        def block_until_ready(self):
+            self.memory[:] = 7
+
+    assert fc.Raw().encode(Late()) == fc.Raw().encode(np.full((2, 3), 7, np.float32))
+
+
+@emulated
 @pytest.mark.parametrize(
     "changes",
     [

@@ -49,6 +49,8 @@ def located(value: Any, name: str) -> Located:
         return _torch_located(torch, value, name)
     cupy: Any = sys.modules.get("cupy")
     is_cupy = cupy is not None and isinstance(value, cupy.ndarray)
+    if hasattr(value, "block_until_ready"):  # JAX's, whose streams nobody is told of
+        value.block_until_ready()
     pointer, read_only, shape, strides, stream, dtype = _interface(value, name)
     identity = pointer, shape, strides, dtype.name
     plain = value
