@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from ctypes import Array, c_int
 from functools import partial
-from multiprocessing.connection import Connection
-
-import torch
 
 import fedcodec as fc
 
+from .cells import run_cells
 from .federation import Run, prepare, simulate
 from .settings import Settings
 
-POLL_SECONDS = 0.1
-
 OnRound = Callable[[str, int], None]
-_counters: Array[c_int]  # of rounds, one a run; set in each worker
 
 
 def check_study(settings: Settings, codecs: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -95,73 +83,8 @@ def run_study(
     texts = check_study(settings, codecs, seeds)
     cells = [(text, seed) for text in texts for seed in seeds]
     notify = on_round or (lambda codec, seed: None)
-    if jobs == 1:
-        threads, own = torch.get_num_threads(), fc.get_num_threads()
-        _hold_to_one_thread()
-        try:
-            return [simulate(settings, *cell, on_round=partial(notify, *cell)) for cell in cells]
-        finally:
-            torch.set_num_threads(threads)
-            fc.set_num_threads(own)
-    context = multiprocessing.get_context("spawn")
-    counters = context.Array("i", len(cells), lock=False)
-    lifeline, held = context.Pipe(duplex=False)
-    with held, ProcessPoolExecutor(jobs, context, _start_worker, (counters, lifeline)) as pool:
-        futures = [
-            pool.submit(_run_cell, number, settings, *cell) for number, cell in enumerate(cells)
-        ]
-        try:
-            _watch(futures, cells, counters, notify)
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                "a process of the study ended by itself, perhaps for want of memory"
-            ) from None
-        except BaseException:
-            held.close()  # or leaving the pool would wait for the runs
-            raise
-    return [future.result() for future in futures]
-
-
-def _watch(
-    futures: Sequence[Future[Run]],
-    cells: Sequence[tuple[str, int]],
-    counters: Array[c_int],
-    notify: OnRound,
-) -> None:
-    pending, seen = set(futures), [0] * len(cells)
-    while pending:
-        finished, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        for future in finished:
-            future.result()
-        for number, cell in enumerate(cells):
-            for _ in range(seen[number], counters[number]):
-                notify(*cell)
-                seen[number] += 1
-
-
-def _hold_to_one_thread() -> None:
-    torch.set_num_threads(1)
-    fc.set_num_threads(1)
-
-
-def _start_worker(counters: Array[c_int], lifeline: Connection) -> None:
-    global _counters
-    _counters = counters
-    _hold_to_one_thread()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends it to the parent too, who decides
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-
-
-def _end_with(lifeline: Connection) -> None:
-    """End this process as soon as the parent has closed its end, be it by its own end."""
-    lifeline.poll(None)
-    os._exit(1)
-
-
-def _run_cell(number: int, settings: Settings, codec: str, seed: int) -> Run:
-    def count() -> None:
-        _counters[number] += 1
-
-    return simulate(settings, codec, seed, on_round=count)
+    return run_cells(
+        [partial(simulate, settings, *cell) for cell in cells],
+        jobs,
+        on_step=lambda number: notify(*cells[number]),
+    )
