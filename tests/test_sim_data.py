@@ -111,6 +111,79 @@ def test_damaged_idx_files_are_refused(content, tmp_path):
         data.read_idx(path, dimensions=2)
 
 
+BATCHES = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
+
+
+@pytest.fixture
+def records():
+    generator = np.random.default_rng(0)
+    records = {name: generator.integers(0, 256, (3, 3073), np.uint8) for name in BATCHES}
+    for name, batch in records.items():
+        batch[:, 0] = [0, 9, BATCHES.index(name)]
+        batch[:, 1:1025] //= 4  # a darker red
+    return records
+
+
+@pytest.fixture
+def write_cifar10(records):
+    def write(folder):
+        folder.mkdir(parents=True)
+        for name, batch in records.items():
+            batch.tofile(folder / name)
+        return folder
+
+    return write
+
+
+def test_cifar10_is_read_and_each_channel_standardised(records, write_cifar10, tmp_path):
+    loaded = data.load_dataset("cifar10", write_cifar10(tmp_path / "anywhere"))
+    train = np.concatenate([records[name] for name in BATCHES[:5]]).astype(np.float64)
+    test = records["test_batch.bin"].astype(np.float64)
+    assert loaded.train_labels.tolist() == train[:, 0].tolist()
+    assert loaded.test_labels.tolist() == [0, 9, 5]
+    assert loaded.classes == 10
+    assert loaded.train_images.shape == (15, 3, 32, 32)
+    pixels, test_pixels = (array[:, 1:].reshape(-1, 3, 32, 32) for array in (train, test))
+    for channel in range(3):
+        mean, deviation = pixels[:, channel].mean(), pixels[:, channel].std(ddof=1)
+        for found, raw in ((loaded.train_images, pixels), (loaded.test_images, test_pixels)):
+            expected = (raw[:, channel] - mean) / deviation
+            np.testing.assert_allclose(found[:, channel], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["", "cifar10", "cifar-10-batches-bin"])
+def test_cifar10_is_found_in_its_official_folder_too(folder, write_cifar10, tmp_path):
+    write_cifar10(tmp_path / "data" / folder)
+    assert len(data.load_dataset("cifar10", tmp_path / "data").train_labels) == 15
+
+
+def test_cifar10_is_found_where_the_environment_says(write_cifar10, tmp_path, monkeypatch):
+    write_cifar10(tmp_path / "data" / "cifar10" / "cifar-10-batches-bin")
+    monkeypatch.setenv("FEDCODEC_DATA_DIR", str(tmp_path / "data"))
+    assert len(data.load_dataset("cifar10").train_labels) == 15
+
+
+def test_missing_cifar10_is_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-bin.*Toronto.*data_batch_1"):
+        data.load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 bytes"),
+        (bytes(3072), "3072 bytes, not records of 3073"),
+        (bytes(3074), "3074 bytes"),
+        (bytes(3073) + b"\x0a" + bytes(3072), "label 10"),
+    ],
+)
+def test_damaged_cifar10_files_are_refused(content, message, tmp_path):
+    path = tmp_path / "data_batch_1.bin"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"data_batch_1\.bin.*{message}"):
+        data.read_cifar10(path)
+
+
 def test_digits_are_split_alike_in_every_class():
     digits = data.load_dataset("digits")
     assert len(digits.train_labels) + len(digits.test_labels) == 1797
@@ -167,3 +240,20 @@ def test_dirichlet_refuses_what_cannot_be_shared_out(clients, alpha, message, mo
     monkeypatch.setattr(data, "MAXIMUM_DRAWS", 3)
     with pytest.raises(ValueError, match=message):
         data.partition_dirichlet(LABELS, clients, alpha, np.random.default_rng(0))
+
+
+def test_a_tenth_of_a_client_is_held_out_at_random():
+    part = np.arange(100, 171)
+    training, validation = data.hold_out(part, np.random.default_rng(1))
+    assert len(validation) == 7
+    assert sorted(np.concatenate([training, validation])) == part.tolist()
+    assert validation.tolist() != part[:7].tolist()
+    again = data.hold_out(part, np.random.default_rng(1))
+    assert np.array_equal(training, again[0])
+
+
+def test_nothing_may_be_held_out_but_not_all():
+    training, validation = data.hold_out(np.arange(5), np.random.default_rng(1), share=0)
+    assert (len(training), len(validation)) == (5, 0)
+    with pytest.raises(ValueError, match="below one"):
+        data.hold_out(np.arange(5), np.random.default_rng(1), share=1)

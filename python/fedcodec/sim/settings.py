@@ -10,7 +10,7 @@ import fedcodec as fc
 
 from .links import parse_link
 
-DATASETS = ("digits", "fashion-mnist", "mnist")
+DATASETS = ("digits", "fashion-mnist", "mnist", "cifar10")
 MODELS = ("mlp", "cnn")
 DEFAULT_CODECS = (
     "raw",
