@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from .data import Dataset
 from .settings import MODELS
 
 Update = dict[str, NDArray[np.float32]]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 EVALUATION_BATCH = 500  # a ResNet-12 needs a gigabyte for them
 
@@ -123,6 +124,12 @@ class ResidualBlock(nn.Module):
         return functional.max_pool2d(functional.leaky_relu(total, RESNET12_SLOPE), 2)
 
 
+def _cross_entropy(
+    images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    return functional.cross_entropy(logits, labels)
+
+
 class FlatModel:
     """A network whose state is views into one flat tensor, so a whole model is copied or stepped in one call.
 
@@ -177,15 +184,31 @@ class FlatModel:
         batch_size: int,
         learning_rate: float,
         momentum: float,
-    ) -> None:
-        """Train with a new SGD optimiser, one epoch for each order of sample indices."""
+        loss: Loss = _cross_entropy,
+    ) -> float:
+        """Train with a new SGD optimiser, one epoch for each order of sample indices.
+
+        Parameters
+        ----------
+        loss : callable
+            Takes the images, logits and labels of a batch; their cross-entropy unless told otherwise.
+
+        Returns
+        -------
+        float
+            The mean loss of the batches.
+        """
         self.module.train()
+        losses = []
         optimiser = torch.optim.SGD([self.weights], lr=learning_rate, momentum=momentum)
         for order in orders:
             for batch, targets in _batches(images[order], labels[order], batch_size):
                 optimiser.zero_grad(set_to_none=False)  # the network's gradients are views of it
-                functional.cross_entropy(self.module(batch), targets).backward()  # type: ignore[no-untyped-call]
+                value = loss(batch, self.module(batch), targets)
+                value.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
+                losses.append(value.detach())
+        return float(torch.stack(losses).mean())
 
     @torch.inference_mode()
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
