@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from . import ops
@@ -35,3 +37,13 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def processor() -> str:
+    """Return the processor's name, as it calls itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        named = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
+        if named:
+            return " ".join(named[1].split())
+    return platform.processor() or platform.machine()

@@ -18,12 +18,13 @@ import numpy as np
 
 import fedcodec as fc
 from fedcodec import ops
+from fedcodec.information import processor
 
 from . import data
 from .cases import BLOCK, CODECS, DENSITY, SPARSE_CODEC
 from .data import Float32
 from .measure import PATIENCE_SECONDS, Run, Timed, Timing, time_in_turn
-from .suite import Record, machine
+from .suite import Record
 
 # So many copies of the values take turns, or the smaller ones would come from the GPU's cache.
 COPIES = 4
@@ -176,7 +177,7 @@ def run(
             )
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{gpu.name}, {machine()}",
+        "machine": f"{gpu.name}, {processor()}",
         "how": "R is a sum of the float32 values and M a copy of them, on the GPU. The roof is such a copy's time for "
         "the bytes that a kernel must read and write; of whole calls, the copy's itself.",
         "info": fc.info() | {"active": "cuda"},

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import fedcodec as fc
 from fedcodec import ops
+from fedcodec.information import processor
 
 from . import data, memory, peers
 from .cases import CODECS, Row, rows
@@ -92,7 +91,7 @@ def run(
                 found.append(_measured(row, rounds, variants, "student-t"))
         return {
             "date": datetime.date.today().isoformat(),
-            "machine": machine(),
+            "machine": processor(),
             "how": "On one thread. R is a pass that reads the float32 values, M a copy of them by NumPy.",
             "info": fc.info(),
             "rounds": rounds,
@@ -147,13 +146,3 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def machine() -> str:
-    """Return the processor's name, as it calls itself."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        named = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
-        if named:
-            return " ".join(named[1].split())
-    return platform.processor() or platform.machine()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,15 +14,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-import fedcodec as fc
-
 from .federation import Run
+from .provenance import provenance
 from .settings import Settings
 
 BASELINE = "raw"
@@ -265,17 +262,7 @@ def write_report(
     report = {
         "settings": asdict(settings),
         "seeds": sorted({run.seed for run in runs}),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-            "fedcodec": fc.info(),
-        },
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.machine(),
-            "cpus": os.cpu_count(),
-        },
+        **provenance(),
         "summaries": [asdict(summary) for summary in summaries],
         "runs": [asdict(run) for run in runs],
     }
