@@ -46,7 +46,9 @@ GUESTS = {
     "click": ["cli"],
     "rich": ["cli", "sim"],
     "safetensors": ["cli"],
+    "jinja2": ["sim"],
     "matplotlib": ["sim", "bench"],
+    "cycler": ["sim"],
     "sklearn": ["sim"],
     "scipy": ["sim"],
 }
