@@ -1,4 +1,4 @@
-"""The command line: ``fedcodec simulate | bench | compress | decompress | inspect | info``."""
+"""The command line: ``fedcodec simulate | study | bench | compress | decompress | inspect | info``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,140 @@ def simulate(
     for table in tables(settings, summaries):
         console.print(table)
     for path in write_report(output, settings, runs, summaries):
+        click.echo(f"wrote {click.format_filename(path)}")
+
+
+@commands.group()
+def study() -> None:
+    """Reproduce the comparative studies of the papers, each in one command.
+
+    What is done stays done: a study that was stopped goes on where it was, in the same folder.
+    """
+
+
+def study_options(folder: str, seeds: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return what all studies can be told."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option(
+                "--output",
+                type=click.Path(file_okay=False, path_type=Path),
+                default=Path("fedcodec-results") / folder,
+                help="Folder of the HTML, CSV and JSON files, and of what is done.",
+            ),
+            click.option(
+                "--jobs",
+                type=click.IntRange(1),
+                default=lambda: os.cpu_count() or 1,
+                help="Runs in parallel.  [default: all CPUs]",
+                show_default=False,
+            ),
+            click.option(
+                "--quick",
+                is_flag=True,
+                help="A try in a minute, on the small digits that come with scikit-learn.",
+            ),
+            click.option("--first-seed", type=click.IntRange(0, 2**32), default=0),
+            click.option("--seeds", type=click.IntRange(1), default=seeds),
+            click.option(
+                "--data-dir",
+                type=click.Path(exists=True, file_okay=False, path_type=Path),
+                help="Folder of the data sets; else $FEDCODEC_DATA_DIR, then /usr/share/datasets.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def run_kept(
+    output: Path,
+    about: dict[str, Any],
+    cells: Mapping[str, Callable[[Callable[[], None]], Any]],
+    steps: int,
+    jobs: int,
+) -> dict[str, Any]:
+    """Run the cells of a study that are not done, with a progress bar, and return all results by name."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .sim.cells import Kept, run_cells
+
+    kept = Kept(output / "cells", about | {"fedcodec": fc.__version__})
+    results = {name: kept.get(name) for name in cells}
+    missing = [name for name, result in results.items() if result is None]
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+
+    def keep(number: int, result: Any) -> None:
+        kept.put(missing[number], result)
+        results[missing[number]] = result
+
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        done = len(cells) - len(missing)
+        bar = progress.add_task("rounds", total=steps * len(cells), completed=steps * done)
+        run_cells(
+            [cells[name] for name in missing],
+            max(1, min(jobs, len(missing))),
+            on_step=lambda number: progress.advance(bar),
+            on_end=keep,
+        )
+    return results
+
+
+@study.command()
+@study_options("cascade", seeds=5)
+@click.option("--rounds", type=click.IntRange(1), default=20)
+@click.option(
+    "--link",
+    default=Settings.link,
+    help=f"One of {', '.join(LINKS)}, or UPLINK,DOWNLINK,LATENCY in Mbit/s, Mbit/s and ms.",
+)
+def cascade(
+    data_dir: Path | None,
+    seeds: int,
+    first_seed: int,
+    quick: bool,
+    jobs: int,
+    output: Path,
+    rounds: int,
+    link: str,
+) -> None:
+    """Pruning, quantization and distillation, alone and together (paper 000).
+
+    Three models on thirds of Fashion-MNIST are averaged every round; the eight combinations of the three steps are
+    compared by accuracy, delay and the bytes that travelled, beside the paper's figures.
+    """
+    from .sim.cascade import COMBINATIONS, CascadeRun, CascadeSettings, inference_seconds, run_cell
+    from .sim.cascade_report import write_report
+    from .sim.links import parse_link
+
+    parse_link(link)
+    settings = CascadeSettings(data_dir=data_dir, rounds=rounds, link=link)
+    if quick:
+        settings, seeds = CascadeSettings(dataset="digits", rounds=min(rounds, 5), link=link), 1
+    run_seeds = range(first_seed, first_seed + seeds)
+    about = asdict(settings)
+    about.pop("data_dir")
+    cells = {
+        f"{combination.slug}-{seed}": partial(run_cell, settings, combination, seed)
+        for combination in COMBINATIONS
+        for seed in run_seeds
+    }
+    results = run_kept(output, about, cells, settings.rounds, jobs)
+    runs = {
+        combination.name: [
+            CascadeRun(**results[f"{combination.slug}-{seed}"]) for seed in run_seeds
+        ]
+        for combination in COMBINATIONS
+    }
+    for path in write_report(output, settings, run_seeds, runs, inference_seconds(settings)):
         click.echo(f"wrote {click.format_filename(path)}")
 
 

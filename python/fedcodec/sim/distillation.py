@@ -105,11 +105,12 @@ def train_student(
     """
     teacher.eval()
 
-    def loss(
-        batch: torch.Tensor, student_logits: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
+    def loss(student_logits: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            teacher_logits = teacher(batch)
-        return distillation_loss(student_logits, teacher_logits, targets, alpha, temperature)
+            teacher_logits = teacher(images[samples])
+        return distillation_loss(
+            student_logits, teacher_logits, labels[samples], alpha, temperature
+        )
 
-    return student.train(images, labels, orders, batch_size, learning_rate, momentum, loss)
+    samples = torch.arange(len(labels), device=labels.device)
+    return student.train(images, samples, orders, batch_size, learning_rate, momentum, loss)

@@ -14,7 +14,7 @@ from .data import Dataset
 from .settings import MODELS
 
 Update = dict[str, NDArray[np.float32]]
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 EVALUATION_BATCH = 500  # a ResNet-12 needs a gigabyte for them
 
@@ -124,12 +124,6 @@ class ResidualBlock(nn.Module):
         return functional.max_pool2d(functional.leaky_relu(total, RESNET12_SLOPE), 2)
 
 
-def _cross_entropy(
-    images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    return functional.cross_entropy(logits, labels)
-
-
 class FlatModel:
     """A network whose state is views into one flat tensor, so a whole model is copied or stepped in one call.
 
@@ -184,14 +178,14 @@ class FlatModel:
         batch_size: int,
         learning_rate: float,
         momentum: float,
-        loss: Loss = _cross_entropy,
+        loss: Loss = functional.cross_entropy,
     ) -> float:
         """Train with a new SGD optimiser, one epoch for each order of sample indices.
 
         Parameters
         ----------
         loss : callable
-            Takes the images, logits and labels of a batch; their cross-entropy unless told otherwise.
+            Takes the logits of a batch and its part of ``labels``, which may be anything that this takes.
 
         Returns
         -------
@@ -204,7 +198,7 @@ class FlatModel:
         for order in orders:
             for batch, targets in _batches(images[order], labels[order], batch_size):
                 optimiser.zero_grad(set_to_none=False)  # the network's gradients are views of it
-                value = loss(batch, self.module(batch), targets)
+                value = loss(self.module(batch), targets)
                 value.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 losses.append(value.detach())

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -20,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .federation import Run
+from .files import write_csv, write_files, write_json
 from .provenance import provenance
 from .settings import Settings
 
@@ -266,18 +263,15 @@ def write_report(
         "summaries": [asdict(summary) for summary in summaries],
         "runs": [asdict(run) for run in runs],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-        draft = Path(unfinished)
-        _write_json(draft / "report.json", report)
-        _write_csv(draft / "summary.csv", [asdict(summary) for summary in summaries])
-        _write_csv(draft / "rounds.csv", _rounds(runs))
+
+    def write(draft: Path) -> None:
+        write_json(draft / "report.json", report)
+        write_csv(draft / "summary.csv", [asdict(summary) for summary in summaries])
+        write_csv(draft / "rounds.csv", _rounds(runs))
         _plot(draft / "accuracy-rounds.png", settings, runs, against_bytes=False)
         _plot(draft / "accuracy-uplink.png", settings, runs, against_bytes=True)
-        names = sorted(path.name for path in draft.iterdir())
-        for name in names:
-            os.replace(draft / name, folder / name)
-    return [folder / name for name in names]
+
+    return write_files(folder, write)
 
 
 def _rounds(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -294,19 +288,6 @@ def _rounds(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _write_json(path: Path, report: Mapping[str, Any]) -> None:
-    # A line for each part: a line for each number would be a hundred thousand of them.
-    lines = [f'"{key}": {json.dumps(part, default=str)}' for key, part in report.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _plot(path: Path, settings: Settings, runs: Sequence[Run], against_bytes: bool) -> None:
