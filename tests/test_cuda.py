@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import subprocess
 import sys
 
 import gpu_arrays
@@ -457,6 +458,21 @@ def test_devices_that_are_not_there(device):
         fc.decode(payload, device=device)
     with pytest.raises(fc.BackendError, match=device):
         fc.Aggregator(device=device)
+
+
+@emulated
+def test_a_call_makes_no_context_on_another_device():
+    code = """
+import numpy as np
+from fedcodec import gpu, ops
+
+array = gpu.moved(np.ones(9, np.float32), 1)
+assert (gpu.to_host(array) == 1).all()
+body = ops.cuda_backend().body
+print(body.has_context(0), body.has_context(1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_frameworks_without_arrays_on_a_gpu():

@@ -220,8 +220,9 @@ void from_host(const DeviceArray& array, const py::object& data) {
   const Bytes bytes(data);
   if (bytes.get().size() != array.nbytes())
     throw py::value_error("an array of another size than the bytes");
-  const gpu::Pinned by;
-  run_at(array, [&](gpu::Workspace& workspace) {
+  on_device(array.device, [&] {
+    const gpu::Pinned by;  // outlives the workspace, which waits where a call fails
+    gpu::Workspace workspace(to_stream(array.stream));
     gpu::to_device(array.data(), bytes.get().data(), array.nbytes(), by, workspace);
     workspace.synchronize();
   });
@@ -259,6 +260,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
 #if defined(FEDCODEC_CUDA_EMULATED)
   m.attr("emulated") = true;
   m.def("set_memory", [](size_t n_bytes) { cuda_emulated_memory = n_bytes; });
+  m.def("has_context", [](int device) { return cuda_emulated_contexts[device].made.load(); });
 #else
   m.attr("emulated") = false;
 #endif

@@ -17,21 +17,6 @@ namespace fedcodec::bindings {
 
 namespace gpu = fedcodec::cuda;
 
-// Makes a device the current one, until the end of a call.
-class OnDevice {
- public:
-  explicit OnDevice(int device) : before_(0) {
-    gpu::check(cudaGetDevice(&before_), "asking for the device");
-    gpu::check(cudaSetDevice(device), "choosing the device");
-  }
-  ~OnDevice() { static_cast<void>(cudaSetDevice(before_)); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_;
-};
-
 inline cudaStream_t to_stream(uint64_t stream) {
   return reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(stream));
 }
@@ -61,7 +46,7 @@ template <class F>
 auto on_device(int device, F body) {
   const ReleasedGil released;
   const DefaultFloatEnv env;
-  const OnDevice current(device);
+  const gpu::OnDevice current(device);
   return body();
 }
 

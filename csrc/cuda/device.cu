@@ -1,17 +1,57 @@
 #include "device.h"
 
+#include <cudaTypedefs.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <limits>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "fedcodec/threads.h"
 
 namespace fedcodec::cuda {
 namespace {
+
+// The driver's own calls, which the runtime finds: its library is not linked.
+template <class Call>
+Call driver_call(const char* name, unsigned since) {
+  void* found = nullptr;
+  check(cudaGetDriverEntryPointByVersion(name, &found, since, cudaEnableDefault),
+        "looking for the driver's calls");
+  if (found == nullptr) throw DeviceError(std::string("the driver lacks ") + name);
+  return reinterpret_cast<Call>(found);
+}
+
+void check_driver(CUresult result) {
+  if (result == CUDA_SUCCESS) return;
+  throw DeviceError("choosing the device: the driver's error " + std::to_string(result));
+}
+
+// The one that the runtime uses, never released: it holds what outlives all calls.
+CUcontext context_of(int device) {
+  static const auto retain =
+      driver_call<PFN_cuDevicePrimaryCtxRetain_v7000>("cuDevicePrimaryCtxRetain", 7000);
+  static std::mutex mutex;
+  static auto* const contexts = new std::vector<std::pair<int, CUcontext>>;
+  const std::lock_guard lock(mutex);
+  for (const auto& [of, context] : *contexts) {
+    if (of == device) return context;
+  }
+  check(cudaInitDevice(device, 0, 0), "choosing the device");
+  CUcontext context = nullptr;
+  check_driver(retain(&context, device));
+  contexts->emplace_back(device, context);
+  return context;
+}
+
+auto pop_context() {
+  static const auto pop = driver_call<PFN_cuCtxPopCurrent_v4000>("cuCtxPopCurrent", 4000);
+  return pop;
+}
 
 // Memory that was given back waits for the next call; more than this goes back to the device.
 constexpr uint64_t kKept = uint64_t{1} << 30;
@@ -67,6 +107,23 @@ void check(cudaError_t result, const char* what) {
   const std::string message = std::string(what) + ": " + cudaGetErrorString(result);
   if (result == cudaErrorMemoryAllocation) throw OutOfMemory(message);
   throw DeviceError(message);
+}
+
+// To choose a device and the one before again would make a context on that: hundreds of megabytes
+// on the first GPU, for every process that uses another.
+OnDevice::OnDevice(int device) {
+  int before = 0;
+  check(cudaGetDevice(&before), "asking for the device");
+  if (before == device) return;
+  static const auto push = driver_call<PFN_cuCtxPushCurrent_v4000>("cuCtxPushCurrent", 4000);
+  pop_context();
+  check_driver(push(context_of(device)));
+  pushed_ = true;
+}
+
+OnDevice::~OnDevice() {
+  CUcontext popped = nullptr;
+  if (pushed_) static_cast<void>(pop_context()(&popped));
 }
 
 Workspace::Workspace(cudaStream_t stream)

@@ -24,6 +24,18 @@ struct OutOfMemory : DeviceError {
 
 void check(cudaError_t result, const char* what);
 
+// Makes a device the current one of this thread, until the end of a call.
+class OnDevice {
+ public:
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  bool pushed_ = false;
+};
+
 // Memory of the current device from a pool that keeps what is given back, for one stream's use.
 // Freed with the workspace, when the stream gets there.
 class Workspace {

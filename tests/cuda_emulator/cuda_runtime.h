@@ -364,16 +364,42 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "out of memory" : "emulated error";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+constexpr int kCudaDevices = 2;
 inline cudaError_t cudaGetDeviceCount(int* n) {
-  *n = 1;
+  *n = kCudaDevices;
   return cudaSuccess;
 }
+
+// Of a device, where what a thread does goes: its own choice, or what the driver's calls push.
+struct CUctx_st {
+  int device;
+  std::atomic<bool> made = false;
+};
+inline CUctx_st cuda_emulated_contexts[kCudaDevices] = {{0}, {1}};
+inline thread_local int cuda_emulated_device = 0;
+inline thread_local std::vector<CUctx_st*> cuda_emulated_pushed;
+
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device =
+      cuda_emulated_pushed.empty() ? cuda_emulated_device : cuda_emulated_pushed.back()->device;
+  return cudaSuccess;
+}
+// As all calls that need a context make it where it is not.
+inline int cuda_emulated_current() {
+  int device = 0;
+  cudaGetDevice(&device);
+  cuda_emulated_contexts[device].made = true;
+  return device;
+}
+inline cudaError_t cudaInitDevice(int device, unsigned, unsigned) {
+  if (device < 0 || device >= kCudaDevices) return cudaErrorInvalidDevice;
+  cuda_emulated_contexts[device].made = true;
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+  if (!cuda_emulated_pushed.empty()) cuda_emulated_pushed.pop_back();
+  cuda_emulated_device = device;
+  return cudaInitDevice(device, 0, 0);
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = 13000;
@@ -414,6 +440,7 @@ inline std::atomic<size_t> cuda_emulated_memory = SIZE_MAX;
 constexpr unsigned char kCudaPoison = 0xa5;
 
 inline cudaError_t cudaMallocFromPoolAsync(void** memory, size_t n, cudaMemPool_t, cudaStream_t) {
+  cuda_emulated_current();
   if (n > cuda_emulated_memory) return cudaErrorMemoryAllocation;
   cuda_emulated_memory -= n;
   *memory = std::aligned_alloc(256, (n + 255) / 256 * 256);
@@ -426,6 +453,7 @@ inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
   return cudaSuccess;
 }
 inline cudaError_t cudaHostAlloc(void** memory, size_t n, unsigned) {
+  cuda_emulated_current();
   *memory = std::malloc(n);
   return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
