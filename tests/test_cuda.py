@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedcodec as fc
-from fedcodec import arrays, gpu, ops, pipeline
+from fedcodec import arrays, dtypes, gpu, ops, pipeline
 
 pytestmark = [
     pytest.mark.gpu,
@@ -555,6 +555,21 @@ def test_out_of_memory_leaves_everything_as_it_was(memory, text):
     assert_same(server.state_dict()["sums"], twice.state_dict()["sums"])
     assert server.count == 2
     assert_same(waiting.residual, here.residual)
+
+
+@emulated
+def test_what_outlives_a_call_has_a_pool_that_keeps_nothing():
+    def in_use():
+        pools = ops.cuda_backend().body.in_use()
+        return [sum(used for kept, used in pools if bool(kept) == keeps) for keeps in (False, True)]
+
+    fc.Int8().encode(put(mixed()))
+    before, calls = in_use()
+    assert calls == 0
+    array = gpu.new(1000, dtypes.BY_NAME["float64"].id, 0)
+    assert in_use() == [before + array.nbytes, 0]
+    del array
+    assert in_use() == [before, 0]
 
 
 @emulated

@@ -26,7 +26,7 @@ class Memory {
  public:
   Memory(uint64_t n_bytes, int device, uint64_t stream, bool zeros) : device_(device) {
     on_device(device, [&] {
-      workspace_ = std::make_unique<gpu::Workspace>(to_stream(stream));
+      workspace_ = std::make_unique<gpu::Workspace>(to_stream(stream), gpu::Use::kLasting);
       data_ = zeros ? workspace_->zeros<uint8_t>(n_bytes) : workspace_->array<uint8_t>(n_bytes);
       workspace_->synchronize();
     });
@@ -260,6 +260,11 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
 #if defined(FEDCODEC_CUDA_EMULATED)
   m.attr("emulated") = true;
   m.def("set_memory", [](size_t n_bytes) { cuda_emulated_memory = n_bytes; });
+  m.def("in_use", [] {
+    std::vector<std::pair<uint64_t, uint64_t>> pools;  // what each keeps, and what is in use
+    for (const CUmemPool_st& pool : cuda_emulated_pools) pools.emplace_back(pool.kept, pool.used);
+    return pools;
+  });
   m.def("has_context", [](int device) { return cuda_emulated_contexts[device].made.load(); });
 #else
   m.attr("emulated") = false;

@@ -8,6 +8,7 @@
 #include <exception>
 #include <limits>
 #include <mutex>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -53,18 +54,18 @@ auto pop_context() {
   return pop;
 }
 
-// Memory that was given back waits for the next call; more than this goes back to the device.
+// More than this of the calls' memory goes back to the device.
 constexpr uint64_t kKept = uint64_t{1} << 30;
 
-// One for each device, never destroyed: the runtime may be gone by then.
-cudaMemPool_t pool_of_this_device() {
+// Two for each device, never destroyed: the runtime may be gone by then.
+cudaMemPool_t pool_of_this_device(Use use) {
   static std::mutex mutex;
-  static auto* const pools = new std::vector<std::pair<int, cudaMemPool_t>>;
+  static auto* const pools = new std::vector<std::tuple<int, Use, cudaMemPool_t>>;
   int device = 0;
   check(cudaGetDevice(&device), "asking for the device");
   const std::lock_guard lock(mutex);
-  for (const auto& [of, pool] : *pools) {
-    if (of == device) return pool;
+  for (const auto& [of, for_what, pool] : *pools) {
+    if (of == device && for_what == use) return pool;
   }
   cudaMemPoolProps props = {};
   props.allocType = cudaMemAllocationTypePinned;
@@ -72,10 +73,10 @@ cudaMemPool_t pool_of_this_device() {
   props.location.id = device;
   cudaMemPool_t pool = nullptr;
   check(cudaMemPoolCreate(&pool, &props), "making a memory pool");
-  uint64_t kept = kKept;
+  uint64_t kept = use == Use::kCall ? kKept : 0;
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept),
         "making a memory pool");
-  pools->emplace_back(device, pool);
+  pools->emplace_back(device, use, pool);
   return pool;
 }
 
@@ -126,8 +127,8 @@ OnDevice::~OnDevice() {
   if (pushed_) static_cast<void>(pop_context()(&popped));
 }
 
-Workspace::Workspace(cudaStream_t stream)
-    : stream_(stream), pool_(pool_of_this_device()), failures_(std::uncaught_exceptions()) {}
+Workspace::Workspace(cudaStream_t stream, Use use)
+    : stream_(stream), pool_(pool_of_this_device(use)), failures_(std::uncaught_exceptions()) {}
 
 Workspace::~Workspace() {
   // A call that fails leaves work behind; what that reads and writes is about to be given up.

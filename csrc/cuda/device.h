@@ -36,11 +36,15 @@ class OnDevice {
   bool pushed_ = false;
 };
 
-// Memory of the current device from a pool that keeps what is given back, for one stream's use.
-// Freed with the workspace, when the stream gets there.
+// Of calls, whose memory waits for the next; or of what outlives them, from a pool of its own that
+// keeps nothing: beyond what a pool keeps, each synchronization would take the calls' memory too.
+enum class Use { kCall, kLasting };
+
+// Memory of the current device, for one stream's use. Freed with the workspace, when the stream
+// gets there.
 class Workspace {
  public:
-  explicit Workspace(cudaStream_t stream);
+  explicit Workspace(cudaStream_t stream, Use use = Use::kCall);
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;

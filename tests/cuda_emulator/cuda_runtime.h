@@ -16,9 +16,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -427,11 +429,17 @@ struct cudaMemPoolProps {
     int id;
   } location;
 };
+struct CUmemPool_st {
+  uint64_t kept = 0;
+  std::atomic<uint64_t> used = 0;
+};
+inline std::deque<CUmemPool_st> cuda_emulated_pools;
 inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
-  *pool = nullptr;
+  *pool = &cuda_emulated_pools.emplace_back();
   return cudaSuccess;
 }
-inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void* kept) {
+  pool->kept = *static_cast<uint64_t*>(kept);
   return cudaSuccess;
 }
 
@@ -439,17 +447,27 @@ inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*
 inline std::atomic<size_t> cuda_emulated_memory = SIZE_MAX;
 constexpr unsigned char kCudaPoison = 0xa5;
 
-inline cudaError_t cudaMallocFromPoolAsync(void** memory, size_t n, cudaMemPool_t, cudaStream_t) {
+// In front of what is allocated.
+struct alignas(256) CudaEmulatedBlock {
+  cudaMemPool_t pool;
+  uint64_t n;
+};
+inline cudaError_t cudaMallocFromPoolAsync(void** memory, size_t n, cudaMemPool_t pool,
+                                           cudaStream_t) {
   cuda_emulated_current();
   if (n > cuda_emulated_memory) return cudaErrorMemoryAllocation;
   cuda_emulated_memory -= n;
-  *memory = std::aligned_alloc(256, (n + 255) / 256 * 256);
-  if (*memory == nullptr) return cudaErrorMemoryAllocation;
+  void* const block = std::aligned_alloc(256, sizeof(CudaEmulatedBlock) + (n + 255) / 256 * 256);
+  if (block == nullptr) return cudaErrorMemoryAllocation;
+  *memory = new (block) CudaEmulatedBlock{pool, n} + 1;
+  pool->used += n;
   std::memset(*memory, kCudaPoison, n);
   return cudaSuccess;
 }
 inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
-  std::free(memory);
+  CudaEmulatedBlock* const block = static_cast<CudaEmulatedBlock*>(memory) - 1;
+  block->pool->used -= block->n;
+  std::free(block);
   return cudaSuccess;
 }
 inline cudaError_t cudaHostAlloc(void** memory, size_t n, unsigned) {
