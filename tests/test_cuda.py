@@ -1,6 +1,7 @@
 """What runs on a GPU against the CPU, byte for byte; without one on an emulation of it (CONTRIBUTING.md)."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -458,6 +459,38 @@ def test_devices_that_are_not_there(device):
         fc.decode(payload, device=device)
     with pytest.raises(fc.BackendError, match=device):
         fc.Aggregator(device=device)
+
+
+def test_threads_and_instructions_of_its_core_are_the_cpus():
+    code = """
+import fedcodec as fc
+from fedcodec import ops
+
+fc.set_num_threads(3)
+ops.use("baseline")
+body = ops.cuda_backend().body
+print(body.num_threads(), body.isa())
+fc.set_num_threads(2)
+ops.use(ops.available()[-1])
+print(body.num_threads(), body.isa() == ops.active())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["3", "baseline", "2", "True"]
+
+
+@pytest.mark.parametrize("isa", ["reference", "baseline"])
+def test_the_environment_chooses_the_instructions_of_its_core(isa):
+    code = """
+from fedcodec import ops
+
+native = ops.available()[-1] if ops.active() == "reference" else ops.active()
+print(ops.active(), ops.cuda_backend().body.isa() == native)
+"""
+    environment = os.environ | {"FEDCODEC_ISA": isa}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [isa, "True"]
 
 
 @emulated

@@ -332,6 +332,8 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
       .def("accumulate_on_host", &Decoder::accumulate, py::arg("payload"), py::arg("start"),
            py::arg("stop"), py::arg("accumulators"), py::arg("weight"), py::arg("bounds"),
            py::arg("dry") = false, py::arg("ledger") = py::none());
+  bind_isa(m);  // the module has a core of its own
+  bind_threads(m);
   bind_cuda_ops(m);
   m.def("merge", merge, py::arg("source"), py::arg("sum"));
   m.def("mean", mean, py::arg("sum"), py::arg("weight"), py::arg("out"));

@@ -31,6 +31,7 @@ import inspect
 import math
 import operator
 import os
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -117,6 +118,11 @@ def _native() -> ModuleType | None:
     return importlib.import_module("fedcodec._native")
 
 
+def _cores() -> list[Any]:
+    """Return the loaded modules that have kernels and threads of the CPU, each its own."""
+    return [core for core in (_native(), sys.modules.get("fedcodec._cuda")) if core is not None]
+
+
 def available() -> tuple[str, ...]:
     """Name the backends that can be used here, the default last.
 
@@ -165,7 +171,8 @@ def use(name: str) -> None:
     if name == "reference":
         _backend = reference
     else:
-        cast(ModuleType, _native()).set_isa(name)
+        for core in _cores():
+            core.set_isa(name)
         _backend = importlib.import_module("fedcodec.ops.cpu")
 
 
@@ -234,6 +241,9 @@ def _check_cuda() -> str | None:
         module: Any = importlib.import_module("fedcodec._cuda")
     except ImportError as error:
         return f"the CUDA module cannot be loaded: {error}"
+    module.set_num_threads(get_num_threads())
+    name = active()
+    module.set_isa(available()[-1] if name == "reference" else name)
     driver, runtime = (f"{version // 1000}.{version % 1000 // 10}" for version in module.versions())
     if driver == "0.0":
         return "no NVIDIA driver is installed"
@@ -316,9 +326,8 @@ def set_num_threads(number: int) -> None:
     >>> fc.set_num_threads(before)
     """
     count = _integer("number", number, 1, _MOST_THREADS)
-    native = _native()
-    if native is not None:
-        native.set_num_threads(count)
+    for core in _cores():
+        core.set_num_threads(count)
 
 
 # --- arrays on a GPU ----------------------------------------------------------------------------------------------
