@@ -215,6 +215,23 @@ def test_a_flipped_bit_is_found_by_any_number_of_threads():
     assert testing.same(target, large())
 
 
+@native_backend
+@pytest.mark.parametrize("at", [0, 1_000_001, 1_999_999])
+def test_a_value_that_is_not_finite_is_found_by_any_number_of_threads(at):
+    payload = bytearray(
+        fc.parse("raw").encode([np.ones(9, np.float32), np.ones(2_000_000, np.float32)])
+    )
+    start = len(payload) - 4 - 8_000_000
+    payload[start + 4 * at : start + 4 * at + 4] = np.float32(np.inf).tobytes()
+    payload[-4:] = ops.crc32(bytes(payload[:-4])).to_bytes(4, "little")
+
+    def run():
+        with pytest.raises(fc.DecodeError, match=f"a value is not finite \\(at byte {start}\\)"):
+            fc.decode(payload)
+
+    on_threads(run)
+
+
 # --- how many -------------------------------------------------------------------------------------
 
 

@@ -172,7 +172,7 @@ class Decoder {
     const uint64_t m = parsed.kept.kept;
     if (m > 0) {
       const Layout layout = layout_of(coder.quantize, tensors_, group, m);
-      parsed.values = read_values(kernels_, layout, m, in, scratch());
+      parsed.values = read_values(kernels_, layout, m, in);
     }
     return parsed;
   }

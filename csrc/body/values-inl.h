@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -77,39 +78,47 @@ struct Values {
     }
   }
 
-  Chunk read_plain(const Kernels& kernels, uint64_t at, size_t n, float* f32,
-                   Scratch& scratch) const {
+  // Room has what Scratch has of these types.
+  template <class Room>
+  Chunk read_plain(const Kernels& kernels, uint64_t at, size_t n, float* f32, Room& room) const {
     const uint8_t* from = data + at * item_size(layout.dtype);
     switch (layout.dtype) {
       case Dtype::kFloat64:
-        std::memcpy(scratch.f64, from, n * sizeof(double));
-        return {nullptr, scratch.f64, n};
+        std::memcpy(room.f64, from, n * sizeof(double));
+        return {nullptr, room.f64, n};
       case Dtype::kFloat32:
         std::memcpy(f32, from, n * sizeof(float));
         break;
       case Dtype::kFloat16:
-        std::memcpy(scratch.u16, from, n * sizeof(uint16_t));
-        kernels.f16_to_f32(scratch.u16, n, f32);
+        std::memcpy(room.u16, from, n * sizeof(uint16_t));
+        kernels.f16_to_f32(room.u16, n, f32);
         break;
       default:
-        std::memcpy(scratch.u16, from, n * sizeof(uint16_t));
-        kernels.bf16_to_f32(scratch.u16, n, f32);
+        std::memcpy(room.u16, from, n * sizeof(uint16_t));
+        kernels.bf16_to_f32(room.u16, n, f32);
     }
     return {f32, nullptr, n};
   }
 };
 
-double check_plain(const Kernels& kernels, const Values& values, size_t start, Scratch& scratch) {
-  double bound = 0;
-  for (uint64_t at = 0; at < values.m; at += kCopied) {
-    const size_t n = std::min<uint64_t>(kCopied, values.m - at);
-    const Chunk chunk = values.read_plain(kernels, at, n, scratch.f32, scratch);
-    const double largest = chunk.f32
-                               ? static_cast<double>(magnitude_of(max_key(kernels, chunk.f32, n)))
-                               : magnitude_of(max_key(kernels, chunk.f64, n));
-    if (!std::isfinite(largest)) throw Malformed{"a value is not finite", start};
-    bound = std::max(bound, largest);
-  }
+double check_plain(const Kernels& kernels, const Values& values, size_t start) {
+  std::atomic<double> bound = 0;
+  for_ranges(values.m, kCopied, [&](uint64_t begin, uint64_t end) {
+    struct {
+      float f32[kCopied];
+      double f64[kCopied];
+      uint16_t u16[kCopied];
+    } room;
+    for (uint64_t at = begin; at < end; at += kCopied) {
+      const size_t n = std::min<uint64_t>(kCopied, end - at);
+      const Chunk chunk = values.read_plain(kernels, at, n, room.f32, room);
+      const double largest = chunk.f32
+                                 ? static_cast<double>(magnitude_of(max_key(kernels, chunk.f32, n)))
+                                 : magnitude_of(max_key(kernels, chunk.f64, n));
+      if (!std::isfinite(largest)) throw Malformed{"a value is not finite", start};
+      raise(bound, largest);
+    }
+  });
   return bound;
 }
 
@@ -121,13 +130,12 @@ float check_scales(std::span<const float> scales, size_t start) {
   return magnitude_of(largest);
 }
 
-Values read_values(const Kernels& kernels, const Layout& layout, uint64_t m, Reader& in,
-                   Scratch& scratch) {
+Values read_values(const Kernels& kernels, const Layout& layout, uint64_t m, Reader& in) {
   const size_t start = in.offset();
   Values values = {layout, m};
   if (layout.form == Form::kPlain) {
     values.data = in.take(layout.bytes, "a group's values");
-    values.bound = check_plain(kernels, values, start, scratch);
+    values.bound = check_plain(kernels, values, start);
     return values;
   }
   const uint8_t* scales = in.take(multiply(layout.grid.channels, 4), "a group's scales");
