@@ -158,7 +158,9 @@ class Runner {
 
   // Bit strings are bitmaps; they are no part of the payload.
   void add_bits(const IndexSet& set, uint64_t& before, std::vector<CodedTile>& tiles) {
-    const uint8_t* const bits = workspace_.upload(std::span(set.bits, ceil_div(set.n, 8)));
+    const uint64_t n_bytes = ceil_div(set.n, 8);
+    uint8_t* const bits = workspace_.array<uint8_t>(n_bytes);
+    workspace_.copy(bits, set.bits, n_bytes, cudaMemcpyHostToDevice);
     for_each_tile(0, set.n, kMinTileBits, [&](uint64_t begin, uint64_t length) {
       const uint64_t kept = plan_.kernels.count_bits(set.bits + begin / 8, ceil_div(length, 8));
       if (kept > 0) {

@@ -131,8 +131,9 @@ Workspace::Workspace(cudaStream_t stream, Use use)
     : stream_(stream), pool_(pool_of_this_device(use)), failures_(std::uncaught_exceptions()) {}
 
 Workspace::~Workspace() {
-  // A call that fails leaves work behind; what that reads and writes is about to be given up.
-  if (std::uncaught_exceptions() > failures_) static_cast<void>(cudaStreamSynchronize(stream_));
+  // A call that ends early leaves work behind; what that reads and writes is about to be given up.
+  if (std::uncaught_exceptions() > failures_ || !uploads_.empty())
+    static_cast<void>(cudaStreamSynchronize(stream_));
   for (void* memory : held_) static_cast<void>(cudaFreeAsync(memory, stream_));
 }
 
@@ -212,6 +213,9 @@ void to_device(void* to, const void* from, uint64_t n_bytes, const Pinned& by,
   }
 }
 
-void Workspace::synchronize() { check(cudaStreamSynchronize(stream_), "running the kernels"); }
+void Workspace::synchronize() {
+  check(cudaStreamSynchronize(stream_), "running the kernels");
+  uploads_.clear();
+}
 
 }  // namespace fedcodec::cuda

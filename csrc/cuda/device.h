@@ -63,11 +63,14 @@ class Workspace {
     check(cudaMemsetAsync(made, 0, n * sizeof(T), stream_), "clearing memory");
     return made;
   }
-  // A copy of what may change as soon as this returns.
+  // A copy of what may change as soon as this returns. A GPU that reads any host memory may do so
+  // later, so a copy here stays until it has.
   template <class T>
   T* upload(std::span<const T> from) {
+    const std::span<const std::byte> bytes = std::as_bytes(from);
+    uploads_.emplace_back(bytes.begin(), bytes.end());
     T* const made = array<T>(from.size());
-    copy(made, from.data(), from.size_bytes(), cudaMemcpyHostToDevice);
+    copy(made, uploads_.back().data(), bytes.size(), cudaMemcpyHostToDevice);
     return made;
   }
   template <class T>
@@ -75,6 +78,7 @@ class Workspace {
     return upload(std::span<const T>(from));
   }
 
+  // Host memory is in use until the stream is synchronized.
   void copy(void* to, const void* from, uint64_t n_bytes, cudaMemcpyKind kind);
   void synchronize();
 
@@ -85,6 +89,7 @@ class Workspace {
   cudaMemPool_t pool_;
   int failures_;  // in flight when this was made
   std::vector<void*> held_;
+  std::vector<std::vector<std::byte>> uploads_;  // that may be on their way
 };
 
 // Host memory that copies to and from the device need not go around, kept for the next call.

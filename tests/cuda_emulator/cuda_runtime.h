@@ -447,6 +447,18 @@ inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, 
 inline std::atomic<size_t> cuda_emulated_memory = SIZE_MAX;
 constexpr unsigned char kCudaPoison = 0xa5;
 
+// A copy from host memory waits until the thread's next call for a stream.
+struct CudaEmulatedCopy {
+  void* to;
+  const void* from;
+  size_t n;
+};
+inline thread_local std::vector<CudaEmulatedCopy> cuda_emulated_copies;
+inline void cuda_emulated_catch_up() {
+  for (const auto& [to, from, n] : cuda_emulated_copies) std::memcpy(to, from, n);
+  cuda_emulated_copies.clear();
+}
+
 // In front of what is allocated.
 struct alignas(256) CudaEmulatedBlock {
   cudaMemPool_t pool;
@@ -465,6 +477,7 @@ inline cudaError_t cudaMallocFromPoolAsync(void** memory, size_t n, cudaMemPool_
   return cudaSuccess;
 }
 inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
+  cuda_emulated_catch_up();
   CudaEmulatedBlock* const block = static_cast<CudaEmulatedBlock*>(memory) - 1;
   block->pool->used -= block->n;
   std::free(block);
@@ -479,16 +492,25 @@ inline cudaError_t cudaFreeHost(void* memory) {
   std::free(memory);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind,
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind,
                                    cudaStream_t) {
-  std::memcpy(to, from, n);
+  cuda_emulated_catch_up();
+  if (kind == cudaMemcpyHostToDevice) {
+    cuda_emulated_copies.push_back({to, from, n});
+  } else {
+    std::memcpy(to, from, n);
+  }
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t n, cudaStream_t) {
+  cuda_emulated_catch_up();
   std::memset(to, value, n);
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  cuda_emulated_catch_up();
+  return cudaSuccess;
+}
 
 struct cudaLaunchConfig_t {
   dim3 gridDim;
@@ -503,6 +525,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   using namespace cuda_emulator;
+  cuda_emulated_catch_up();
   const std::lock_guard lock(block.mutex);
   const std::tuple<std::remove_cv_t<Parameters>...> values(std::forward<Arguments>(arguments)...);
   block.body = [&] { std::apply(kernel, values); };

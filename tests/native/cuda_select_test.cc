@@ -83,6 +83,7 @@ struct Tensors {
       const size_t size = item_size(shape.held);
       auto* const data = workspace.array<uint8_t>(bytes.size() + size) + (shape.aligned ? 0 : size);
       workspace.copy(data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice);
+      workspace.synchronize();
       host.push_back({data, shape.n, sizes[shape.group], shape.group, chunks, shape.held});
       sizes[shape.group] += shape.n;
       chunks += static_cast<uint32_t>(chunks_of(shape.n));

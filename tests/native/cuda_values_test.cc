@@ -408,6 +408,16 @@ void test_sums(uint64_t n) {
   }
 }
 
+void test_uploads() {
+  cuda::Workspace workspace(nullptr);
+  std::vector<uint32_t> values(1000, 1), found(values.size());
+  const uint32_t* const uploaded = workspace.upload(values);
+  values.assign(values.size(), 2);
+  workspace.copy(found.data(), uploaded, found.size() * sizeof(uint32_t), cudaMemcpyDeviceToHost);
+  workspace.synchronize();
+  expect(found == std::vector<uint32_t>(1000, 1), "an upload of what changes afterwards");
+}
+
 }  // namespace
 
 int main() {
@@ -422,6 +432,7 @@ int main() {
     test_sums(m);
   }
   test_refusals();
+  test_uploads();
   std::printf("%d failures\n", failures);
   return failures;
 }
