@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import fake_cupy
 import gpu_arrays
 import numpy as np
 import pytest
@@ -115,8 +116,6 @@ def strided(array):
     """A GPU array's transpose, without a copy."""
     if not gpu_arrays.EMULATED:
         return array.T
-    import fake_cupy
-
     return fake_cupy.ndarray(array.host.T)
 
 
@@ -141,6 +140,26 @@ def test_digests_and_masks_of_arrays_on_a_gpu():
 def test_what_is_kept_between_calls_is_found_again():
     first, second = arrays.read(put(mixed())), arrays.read(put(mixed(1)))
     assert first.spec is second.spec
+
+
+@emulated
+def test_the_stream_is_asked_for_once(monkeypatch):
+    asked = []
+    cuda = sys.modules["cupy"].cuda
+    stream = cuda.get_current_stream
+    monkeypatch.setattr(cuda, "get_current_stream", lambda at: asked.append(at) or stream(at))
+    seen = arrays.read(put(mixed()))
+    assert asked == [0]
+    assert {array.stream for array in seen.storage} == {fake_cupy.STREAM}
+
+
+def test_layouts_that_differ_in_names_or_ties_alone_do_not_pass_for_each_other():
+    one, other = put(np.ones(3, np.float32)), put(np.ones(3, np.float32))
+    updates = [{"a": one, "b": other}, {"a": one, "c": other}, {"a": one, "b": one}, [one, other]]
+    hosts = [get(update) for update in updates[:2]]
+    hosts += [dict.fromkeys("ab", hosts[0]["a"]), list(hosts[0].values())]
+    for _ in range(2):
+        assert [arrays.read(update).spec for update in updates] == list(map(fc.Spec.of, hosts))
 
 
 def test_positions_of_more_than_32_bits_are_decoded_by_the_cpu():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -400,16 +401,17 @@ def _read_gpu(
         cuda = ops.cuda_backend()
     except BackendError as error:
         raise BackendError(f"tensor {names[0]!r} is on a GPU: {error}") from None
-    tensors: list[TensorSpec] = []
+    layout: list[tuple[str, tuple[int, ...], int | None]] = []
     storage: list[Any] = []
     seen: dict[object, int] = {}
+    streams: dict[tuple[str, int], int] = {}
     device, framework = None, ""
     for number, (name, value) in enumerate(zip(names, values, strict=True)):
         if not gpu_arrays.is_on_gpu(value):
             raise TypeError(
                 f"tensor {name!r} is not on the GPU of the first: move all to one device"
             )
-        found = gpu_arrays.located(value, name)
+        found = gpu_arrays.located(value, name, streams)
         device, framework = found.device if device is None else device, found.framework
         if found.device != device:
             raise TypeError(f"tensor {name!r} is on GPU {found.device}, the first on {device}")
@@ -419,18 +421,24 @@ def _read_gpu(
             )
         if source is not None and not found.in_place:
             raise ValueError(f"out: tensor {name!r} is not a writable, contiguous array")
-        tensor = TensorSpec(name, found.dtype.name, found.shape)
-        tied_to = seen.setdefault(found.identity, number) if tensor.size else number
+        size = math.prod(found.shape)
+        tied_to = seen.setdefault(found.identity, number) if size else number
         if tied_to != number:
-            tensors.append(TensorSpec(name, found.dtype.name, found.shape, tied_to))
+            layout.append((found.dtype.name, found.shape, tied_to))
             continue
-        tensors.append(tensor)
+        layout.append((found.dtype.name, found.shape, None))
         storage.append(
-            cuda.DeviceArray(
-                found.pointer, tensor.size, found.dtype.id, device, found.stream, found.owner
-            )
+            cuda.DeviceArray(found.pointer, size, found.dtype.id, device, found.stream, found.owner)
         )
-    spec = Spec(structure, tuple(tensors))
+    # The same object for the same layout: what is kept between calls goes by it.
+    key = structure, keys, tuple(layout)
+    spec = _specs.get(key)
+    if spec is None:
+        described = zip(names, layout, strict=True)
+        spec = Spec(structure, tuple(TensorSpec(name, *how) for name, how in described))
+        if len(_specs) >= _MOST_SPECS:
+            _specs.clear()
+        _specs[key] = spec
     if source is not None:
         spans = sorted(
             (array.pointer, array.nbytes, tensor.name)
@@ -440,11 +448,7 @@ def _read_gpu(
         for (start, nbytes, name), (following, _, other) in itertools.pairwise(spans):
             if following < start + nbytes:
                 raise ValueError(f"out: tensor {name!r} and tensor {other!r} share memory")
-    # The same object for the same layout: what is kept between calls goes by it.
-    key = structure, spec.tensors
-    if key not in _specs and len(_specs) >= _MOST_SPECS:
-        _specs.clear()
-    return Update(_specs.setdefault(key, spec), storage, framework, device)
+    return Update(spec, storage, framework, device)
 
 
 def host_framework(framework: str) -> str:
@@ -485,8 +489,9 @@ def empty_on_gpu(
         if framework == "cupy" and tensor.dtype == "bfloat16":
             raise TypeError(f"tensor {tensor.name!r} is bfloat16, which CuPy lacks: use 'torch'")
         values.append(gpu_arrays.empty(framework, tensor.shape, tensor.dtype, device))
+    streams: dict[tuple[str, int], int] = {}
     found = [
-        gpu_arrays.located(value, tensor.name)
+        gpu_arrays.located(value, tensor.name, streams)
         for value, tensor in zip(values, spec.untied, strict=True)
     ]
     array = ops.cuda_backend().DeviceArray

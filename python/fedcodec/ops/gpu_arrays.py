@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import operator
@@ -25,6 +26,9 @@ def is_on_gpu(value: Any) -> bool:
         return bool(value.is_cuda)
     if isinstance(value, (np.ndarray, np.generic)):
         return False
+    cupy: Any = sys.modules.get("cupy")
+    if cupy is not None and isinstance(value, cupy.ndarray):
+        return True
     return hasattr(value, "__cuda_array_interface__")  # of JAX, only arrays that are on a GPU
 
 
@@ -42,11 +46,14 @@ class Located(NamedTuple):
     in_place: bool  # it may be written to, and is not a copy
 
 
-def located(value: Any, name: str) -> Located:
-    """Find the array that a value is, row by row; a copy of it where its elements lie otherwise."""
+def located(value: Any, name: str, streams: dict[tuple[str, int], int]) -> Located:
+    """Find the array that a value is, row by row; a copy of it where its elements lie otherwise.
+
+    `streams`, empty at first, keeps the current ones of frameworks and devices: to ask takes as long as all the rest.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _torch_located(torch, value, name)
+        return _torch_located(torch, value, name, streams)
     cupy: Any = sys.modules.get("cupy")
     is_cupy = cupy is not None and isinstance(value, cupy.ndarray)
     if hasattr(value, "block_until_ready"):  # JAX's, whose streams nobody is told of
@@ -64,7 +71,9 @@ def located(value: Any, name: str) -> Located:
     device = 0
     if is_cupy:
         device = int(value.device.id)
-        stream = cupy.cuda.get_current_stream(device).ptr
+        if ("cupy", device) not in streams:
+            streams["cupy", device] = cupy.cuda.get_current_stream(device).ptr
+        stream = streams["cupy", device]
     elif 0 not in shape:
         device = _module().device_of(pointer)
         if device < 0:
@@ -81,7 +90,7 @@ def _interface(
     try:
         pointer, read_only = interface["data"]
         shape = tuple(map(operator.index, interface["shape"]))
-        host = np.dtype(interface["typestr"])
+        host, dtype = _dtype(interface["typestr"])
         strides = interface.get("strides")
         strides = None if strides is None else tuple(map(operator.index, strides))
         stream = operator.index(interface.get("stream") or 1)  # the legacy default stream
@@ -91,38 +100,49 @@ def _interface(
         valid = False
     if not valid or min(shape, default=0) < 0 or interface.get("mask") is not None:
         raise TypeError(f"tensor {name!r} has a __cuda_array_interface__ that is none, or masked")
-    # Where NumPy has no name for it, the array's own framework has.
-    dtype = dtypes.BY_NAME.get(
-        str(getattr(value, "dtype", host)) if host.kind == "V" else host.name
-    )
+    if host.kind == "V":  # NumPy has no name for it, the array's own framework has
+        dtype = dtypes.BY_NAME.get(str(getattr(value, "dtype", host)))
     if dtype is None or not host.isnative:
         raise TypeError(f"tensor {name!r} has dtype {host}, which is not supported")
-    dense = tuple(
-        math.prod(shape[axis + 1 :]) * host.itemsize if shape[axis] != 1 else None
-        for axis in range(len(shape))
-    )
-    if strides is not None and (
-        0 in shape
-        or all(wanted in (None, stride) for wanted, stride in zip(dense, strides, strict=False))
-    ):
-        strides = None
+    if strides is not None:
+        dense = tuple(
+            math.prod(shape[axis + 1 :]) * host.itemsize if shape[axis] != 1 else None
+            for axis in range(len(shape))
+        )
+        if 0 in shape or all(
+            wanted in (None, stride) for wanted, stride in zip(dense, strides, strict=False)
+        ):
+            strides = None
     return pointer, bool(read_only), shape, strides, stream, dtype
 
 
-def _torch_located(torch: Any, value: Any, name: str) -> Located:
+@functools.lru_cache(maxsize=64)
+def _dtype(text: str) -> tuple[np.dtype[Any], dtypes.DType | None]:
+    host = np.dtype(text)
+    return host, dtypes.BY_NAME.get(host.name)
+
+
+def _torch_located(
+    torch: Any, value: Any, name: str, streams: dict[tuple[str, int], int]
+) -> Located:
     dtype = dtypes.BY_NAME.get(str(value.dtype).removeprefix("torch."))
     if dtype is None or value.layout != torch.strided:
         raise TypeError(
             f"tensor {name!r} has dtype {value.dtype} and layout {value.layout}, which is not supported"
         )
-    plain = value.detach().resolve_neg().contiguous()
+    plain = value
+    if value.is_neg() or not value.is_contiguous():
+        plain = value.detach().resolve_neg().contiguous()
     pointer = value.data_ptr()
+    device = value.get_device()
+    if ("torch", device) not in streams:
+        streams["torch", device] = torch.cuda.current_stream(device).cuda_stream
     return Located(
         plain.data_ptr(),
         tuple(plain.shape),
         dtype,
-        plain.device.index,
-        torch.cuda.current_stream(plain.device).cuda_stream,
+        device,
+        streams["torch", device],
         "torch",
         plain,
         (pointer, tuple(value.shape), value.stride(), value.is_neg(), dtype.name),
@@ -153,7 +173,7 @@ class GpuArray:
     """An array on a GPU as the functions of `fedcodec.ops` see it: in row-major order, of a shape."""
 
     def __init__(self, value: Any, name: str) -> None:
-        found = located(value, name)
+        found = located(value, name, {})
         if found.dtype.name == "bfloat16":
             raise TypeError(f"{name} has dtype bfloat16: pass its bits, as uint16")
         self.value, self.shape, self.dtype = value, found.shape, found.dtype.host
