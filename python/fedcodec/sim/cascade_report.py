@@ -314,6 +314,7 @@ def write_report(
     seeds: Sequence[int],
     runs: Runs,
     inference: Mapping[str, float],
+    note: str = "",
 ) -> list[Path]:
     """Write the page, the rows and the rounds; a file is there in full or as it was before.
 
@@ -338,6 +339,8 @@ def write_report(
         f"{best.paper_ratio:.2f}), with {100 * best.accuracy:.2f} % test accuracy; without any "
         f"compression it is {100 * rows[0].accuracy:.2f} %.",
     ]
+    if note:
+        introduction.append(note)
     if settings.dataset != "fashion-mnist":
         introduction.append(
             f"The paper's figures are of Fashion-MNIST: beside {settings.dataset} they are no comparison."

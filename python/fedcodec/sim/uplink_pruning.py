@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from .federation import prepare
 from .models import FlatModel, Update, build_paper_model
 from .pruning import prunable_weights
 from .settings import Settings
+from .sizes import binary_entropy
 
 Kind = Literal["unstructured", "structured"]
 Column = Literal["weights", "delta"]
@@ -64,6 +67,33 @@ def uplink_codec(module: nn.Module, kind: Kind, amount: float, int8: bool = Fals
     codec = fc.parse(" | ".join([*stages, "int8"] if int8 else stages or ["raw"]))
     pruned = prunable_weights(module)
     return codec.for_names({name: fc.Raw() for name in module.state_dict() if name not in pruned})
+
+
+def ideal_bytes(module: nn.Module, kind: Kind, amount: float, bits: int = 32) -> float:
+    """Return what a payload of `uplink_codec` could ideally have: for kept values ``bits`` each, the rest in float32.
+
+    Where values are pruned one by one, their positions add the entropy n H(amount); kept channels are for nothing.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> ideal_bytes(network, "structured", 0.3)  # of 12 weights 2 channels of 4, and 11 other values
+    76.0
+    """
+    pruned = prunable_weights(module)
+    other = sum(4 * value.numel() for name, value in _state(module).items() if name not in pruned)
+    if kind == "unstructured":
+        n = sum(weight.numel() for weight in pruned.values())
+        return n * (bits * (1 - amount) + binary_entropy(amount)) / 8 + other
+    kept = (
+        max(1, round(round(1 - amount, 9) * len(weight))) * weight[0].numel()
+        for weight in pruned.values()
+    )
+    return bits * sum(kept) / 8 + other
+
+
+def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
 
 
 def prune_cell(
@@ -212,7 +242,7 @@ def payload_sizes(
     -------
     list of dict
         One for each kind, amount and column: these, the counts of `prune_cell`, "payload_bytes" and
-        "int8_payload_bytes", which are numbers here.
+        "int8_payload_bytes", which are numbers here, and the `ideal_bytes` of both.
 
     Examples
     --------
@@ -242,11 +272,96 @@ def payload_sizes(
                 )
                 for name, int8 in (("payload_bytes", False), ("int8_payload_bytes", True))
             },
+            "ideal_bytes": ideal_bytes(network.module, kind, amount),
+            "int8_ideal_bytes": ideal_bytes(network.module, kind, amount, bits=8),
         }
         for kind in kinds
         for amount in amounts
         for column, update in updates.items()
     ]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network and a data set of paper 001, and the accuracy that rounds and bytes are counted to."""
+
+    model: str
+    dataset: str
+    target: float
+
+    @property
+    def slug(self) -> str:
+        """Its name for a file."""
+        return f"{self.model}-{self.dataset}"
+
+
+EXPERIMENTS = (
+    Experiment("simple-cnn", "mnist", 0.85),
+    Experiment("resnet12", "mnist", 0.95),
+    Experiment("resnet12", "cifar10", 0.35),
+)
+QUICK_EXPERIMENT = Experiment("simple-cnn", "digits", 0.85)
+# In the paper's table 1 too; on processors, what can be had of ResNet-12 in minutes.
+SMALL_ROUNDS, SMALL_TEST_IMAGES = 1, 1000
+Cell = Callable[[Callable[[], None]], Any]
+
+
+def study_cells(
+    settings: Settings, seeds: Sequence[int], quick: bool = False
+) -> dict[str, tuple[Cell, int]]:
+    """Return the cells of the study by name, each with its number of steps.
+
+    On a GPU it is all of paper 001's table 1 in both columns. On processors ResNet-12 is trained on CIFAR-10 for one
+    round only, unpruned and with 80 % of the weights pruned one by one, and looked at with 1,000 test images. The sizes
+    of all payloads are measured in any case, of the first seed.
+
+    A quick study is of SimpleCNN on scikit-learn's digits, at 0, 50 and 80 %.
+    """
+    whole = settings.device != "cpu"
+    experiments = (QUICK_EXPERIMENT,) if quick else EXPERIMENTS
+    amounts = (0.0, 0.5, 0.8) if quick else AMOUNTS
+    cells: dict[str, tuple[Cell, int]] = {}
+    for experiment in experiments:
+        place = experiment.model, experiment.dataset
+        cells[f"sizes-{experiment.slug}"] = partial(_sizes_cell, settings, *place, seeds[0]), 1
+        for kind, amount, column, seed in product(SELECTS, amounts, COLUMNS, seeds):
+            run, images = settings, None
+            if experiment.model == "resnet12" and not whole:
+                if (experiment.dataset, kind, seed) != (
+                    "cifar10",
+                    "unstructured",
+                    seeds[0],
+                ) or amount not in (0.0, 0.8):
+                    continue
+                run = replace(settings, rounds=SMALL_ROUNDS, average_last=SMALL_ROUNDS)
+                images = SMALL_TEST_IMAGES
+            name = f"{experiment.slug}-{kind}-{round(100 * amount)}-{column}-{seed}"
+            cell = partial(_accuracy_cell, run, *place, kind, amount, column, seed, images)
+            cells[name] = cell, run.rounds
+    return cells
+
+
+def _sizes_cell(
+    settings: Settings, model: str, dataset: str, seed: int, on_step: Callable[[], None]
+) -> list[dict[str, Any]]:
+    sizes = payload_sizes(settings, model, dataset, seed)
+    on_step()
+    return sizes
+
+
+def _accuracy_cell(
+    settings: Settings,
+    model: str,
+    dataset: str,
+    kind: Kind,
+    amount: float,
+    column: Column,
+    seed: int,
+    test_images: int | None,
+    on_step: Callable[[], None],
+) -> dict[str, Any]:
+    result = prune_cell(settings, model, dataset, kind, amount, column, seed, on_step, test_images)
+    return result | {"test_images": test_images}
 
 
 def _start(
