@@ -1,5 +1,6 @@
 // Decoding to tensors on a GPU, and into sums there: the CPU parses, the GPU checks the data of
 // tiles and writes.
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -28,16 +29,20 @@ class Runner {
       for (const Parsed& term : parsed.terms) self(self, term);
       for (const ParsedGroup& group : parsed.groups) {
         const IndexSet& set = group.kept;
-        if (set.kind == IndexSet::Kind::kTiles && !set.checked) add_tiles(set, before, tiles);
+        if (set.kind != IndexSet::Kind::kTiles || set.checked) continue;
+        add_tiles(set, before, tiles);
+        if (set.kept > 0) found_.groups.push_back(&group);
       }
     };
     for (const ParsedSegment& segment : body) add(add, segment.coded);
     if (tiles.empty()) return true;
     uint32_t malformed = UINT32_MAX;
-    uint32_t* const found = workspace_.upload(std::span<const uint32_t>(&malformed, 1));
-    check_tiles(workspace_.upload(tiles), tiles.size(), found, workspace_);
+    uint32_t* const lowest = workspace_.upload(std::span<const uint32_t>(&malformed, 1));
+    found_.tiles = workspace_.upload(tiles);
+    found_.n = tiles.size();
+    check_tiles(found_.tiles, found_.n, lowest, workspace_);
     Readback readback(workspace_);
-    readback.add(&malformed, found, sizeof(malformed));
+    readback.add(&malformed, lowest, sizeof(malformed));
     readback.finish();
     return malformed == UINT32_MAX;
   }
@@ -133,6 +138,13 @@ class Runner {
 
   // Those of all groups, one after the other.
   const uint32_t* positions(std::span<const ParsedGroup* const> groups) {
+    uint64_t kept = 0;
+    for (const ParsedGroup* group : groups) kept += group->kept.kept;
+    uint32_t* const all = workspace_.array<uint32_t>(kept);
+    if (std::equal(groups.begin(), groups.end(), found_.groups.begin(), found_.groups.end())) {
+      unpack_tiles(found_.tiles, found_.n, all, workspace_);
+      return all;
+    }
     std::vector<CodedTile> tiles;
     uint64_t before = 0;
     for (const ParsedGroup* group : groups) {
@@ -140,7 +152,6 @@ class Runner {
       set.kind == IndexSet::Kind::kTiles ? add_tiles(set, before, tiles)
                                          : add_bits(set, before, tiles);
     }
-    uint32_t* const all = workspace_.array<uint32_t>(before);
     unpack_tiles(workspace_.upload(tiles), tiles.size(), all, workspace_);
     return all;
   }
@@ -203,6 +214,12 @@ class Runner {
   Workspace workspace_;
   const uint8_t* payload_;
   const uint8_t* copied_ = nullptr;
+  // Those that were to be checked: often one coding's, and then all that it has.
+  struct {
+    std::vector<const ParsedGroup*> groups;
+    const CodedTile* tiles = nullptr;
+    size_t n = 0;
+  } found_;
 };
 
 // What the CPU finds first, where it looks at everything in order, is said of wrong bytes.
