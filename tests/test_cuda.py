@@ -445,6 +445,13 @@ def test_arrays_that_are_still_computed_are_waited_for():
         {"data": (4097, False)},
         {"mask": object()},
         {"stream": "x"},
+        {"typestr": None},
+        {"typestr": "|V2"},
+        {"strides": ()},
+        {"data": (2**64, False)},
+        {"data": (0, False)},
+        {"shape": (2**70, 0)},
+        {"stream": 2**64},
     ],
 )
 def test_interfaces_that_are_none(changes):

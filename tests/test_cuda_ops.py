@@ -278,6 +278,67 @@ def test_a_refused_sum_is_as_it_was(call):
     assert get(total).tolist() == [5, 6, 7]
 
 
+def test_float32_and_float64_in_one_space_have_one_threshold():
+    parts = [np.array([1], np.float32), np.array([0.1, 0.0999999999])]
+    for values in (parts, parts[::-1], [np.zeros(0, np.float32), *parts]):
+        assert_as_on_cpu(ops.compact, values, 0.1)
+
+
+def test_numpys_numbers_are_numbers():
+    values = draw(7, 100)
+    assert_as_on_cpu(ops.topk, values, np.int64(3))
+    assert_as_on_cpu(ops.compact, values, np.float32(0.5), ties=np.int8(1))
+    assert_as_on_cpu(ops.percentile_threshold, values, np.array(50.0))
+    assert_as_on_cpu(ops.quantize, values, 8, 10, 10, [1, 2, 3])
+
+
+def test_a_mask_keeps_where_a_byte_is_not_zero():
+    mask = np.array([2, 1, 0, 255, 128], np.uint8).view(np.bool_)
+    assert_as_on_cpu(ops.pack_mask, mask)
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_out_of_one_of_two_results(n):
+    values = draw(8, n)
+    for which in (0, 1):
+        out = [np.zeros(n, np.int8), np.zeros(3, np.float32)]
+        expected = ops.quantize(values, 8, 2, 3)
+        there = put(out[which])
+        both = (there, None) if which == 0 else (None, there)
+        found = ops.quantize(put(values), 8, 2, 3, out=both)
+        assert found[which] is there
+        assert_equal(tuple(map(get, found)), expected)
+        filled = list(map(put, out))
+        found = ops.quantize(put(values), 8, 2, 3, out=filled)
+        assert [one is other for one, other in zip(found, filled, strict=True)] == [True, True]
+        assert_equal(tuple(map(get, filled)), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32, np.uint64])
+def test_positions_of_other_integer_dtypes(dtype):
+    positions, values = np.array([1, 3], dtype), np.array([5, 6], np.float32)
+    assert_as_on_cpu(ops.pack_sparse, positions, 5)
+    total = put(np.zeros(5, np.float32))
+    ops.scatter(put(positions), put(values), total)
+    assert get(total).tolist() == [0, 5, 0, 6, 0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda v: ops.scatter((1,), put(v[:1]), put(v)),
+        lambda v: ops.scatter(range(1, 2), put(v[:1]), put(v)),
+        lambda v: ops.accumulate(put(v[:1]), 1.0, 1.0),
+        lambda v: ops.unpack_mask(memoryview(b"\5"), 3, out=put(np.zeros(3, np.bool_))),
+        lambda v: ops.topk([put(v), 1.0], 2),
+        lambda v: ops.topk([put(v), v], 2),
+    ],
+)
+def test_whatever_is_not_on_the_gpu_is_named(call):
+    with pytest.raises(TypeError, match=r"(positions|values|bits) is not on a GPU"):
+        call(draw(9, 20))
+
+
 def test_arrays_on_the_host_beside_others_are_named():
     with pytest.raises(TypeError, match="mask is not on a GPU"):
         ops.apply_mask(put(np.ones(3, np.float32)), np.ones(3, np.bool_))

@@ -355,26 +355,36 @@ def _anywhere(function: Callable[_P, _R]) -> Callable[_P, _R]:
             result = function(*arguments.args, **arguments.kwargs)
             for name in {"out", "accumulator"}.intersection(seen):
                 _copy_back(arguments.arguments[name], seen[name])
-            result = _put(result, seen)
+            result = _put(result, seen.get("out"), _gpu_arrays(seen)[0][1])
         return cast(_R, _mapped(GpuArray.unwrapped, result))
 
     return call
 
 
+# The parameters that are arrays, or several; some are numbers in other functions.
+_ARRAYS = frozenset(
+    {
+        *("values", "mask", "bits", "codes", "scales", "packed", "positions"),
+        *("out", "accumulator"),
+    }
+)
+
+
 def _has_gpu(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return bool(value) and _has_gpu(value[0])
+        return any(map(is_on_gpu, value[:2]))
     return is_on_gpu(value)
 
 
 def _seen(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)) and _has_gpu(value):
-        return type(value)(_seen(name, item) for item in value)
+    if name not in _ARRAYS or value is None or isinstance(value, (int, np.integer)):
+        return value
     if is_on_gpu(value):
         return GpuArray(value, name)
-    if isinstance(value, (np.ndarray, list, bytes, bytearray)) or hasattr(value, "__array__"):
-        raise TypeError(f"{name} is not on a GPU, another array is: move all to one device")
-    return value
+    if isinstance(value, (list, tuple)) and _has_gpu(value):
+        items = [_seen(name, item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise TypeError(f"{name} is not on a GPU, another array is: move all to one device")
 
 
 def _gpu_arrays(seen: dict[str, Any]) -> list[tuple[str, GpuArray]]:
@@ -394,31 +404,29 @@ def _require_one_device(seen: dict[str, Any]) -> None:
 
 
 def _mapped(call: Callable[[GpuArray], Any], value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(call, item) for item in value)
+    if isinstance(value, tuple):
+        return tuple(_mapped(call, item) for item in value)
+    if isinstance(value, list):
+        return [_mapped(call, item) for item in value]
     return call(value) if isinstance(value, GpuArray) else value
 
 
 def _copy_back(host: Any, array: Any) -> None:
-    if isinstance(array, tuple):
+    if isinstance(array, (list, tuple)):
         for part, to in zip(host, array, strict=True):
             _copy_back(part, to)
     elif isinstance(array, GpuArray):
         array.fill(host)
 
 
-def _put(result: Any, seen: dict[str, Any]) -> Any:
-    """Return what the CPU gave, on the GPU: in `out`, if it is there."""
-    if result is not None and seen.get("out") is not None:
-        return seen["out"]
-    _, beside = _gpu_arrays(seen)[0]
-
-    def put(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return value
-        return beside.new(value.shape, value.dtype).fill(value)
-
-    return tuple(map(put, result)) if isinstance(result, tuple) else put(result)
+def _put(result: Any, out: Any, beside: GpuArray) -> Any:
+    """Return what the CPU gave, on the GPU: in `out`, as far as that is there."""
+    if isinstance(result, tuple):
+        outs = (None,) * len(result) if out is None else out
+        return tuple(_put(*both, beside) for both in zip(result, outs, strict=True))
+    if not isinstance(result, np.ndarray):
+        return result
+    return beside.new(result.shape, result.dtype).fill(result) if out is None else out
 
 
 def _backend_of(array: Any) -> ModuleType:
@@ -492,6 +500,8 @@ def _bits(bits: npt.ArrayLike | bytes, n: int) -> Bits:
 
 def _integers(positions: npt.ArrayLike) -> Positions:
     if isinstance(positions, GpuArray):
+        if positions.dtype != np.int64 and positions.dtype.kind in "iu":
+            raise cuda_backend().Refused
         return cast(Positions, _flat("positions", positions, np.int64))
     array = np.asarray(positions)
     if array.dtype.kind not in "iu" and array.size:
@@ -714,7 +724,8 @@ def compact(
         raise ValueError(f"threshold is {threshold}, it must not be negative")
     parts = _parts(values)
     ties = _integer("ties", ties, 0)
-    limit = reference.round_down(threshold, parts[0].dtype if parts else np.float32)
+    wide = any(part.dtype == np.float64 for part in parts)  # as they are all on the CPU, by now
+    limit = reference.round_down(threshold, np.float64 if wide else np.float32)
     positions, kept = _backend_of(parts).compact(parts, limit, ties if limit == threshold else 0)
     return positions, kept
 

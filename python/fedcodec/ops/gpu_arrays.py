@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import dtypes
-from ..errors import DeviceMemoryError
+from ..errors import BackendError, DeviceMemoryError
 
 
 def _module() -> Any:
@@ -95,14 +95,20 @@ def _interface(
         strides = None if strides is None else tuple(map(operator.index, strides))
         stream = operator.index(interface.get("stream") or 1)  # the legacy default stream
         pointer = operator.index(pointer or 0)
-        valid = pointer >= 0 and stream >= 0 and 0 <= math.prod(shape) * host.itemsize < 1 << 63
+        nbytes = math.prod(shape) * host.itemsize
+        valid = (
+            all(0 <= number < 1 << 63 for number in (*shape, nbytes))
+            and all(0 <= number < 1 << 64 for number in (pointer, stream))
+            and (pointer > 0 or nbytes == 0)
+            and (strides is None or len(strides) == len(shape))
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         valid = False
-    if not valid or min(shape, default=0) < 0 or interface.get("mask") is not None:
+    if not valid or interface.get("mask") is not None:
         raise TypeError(f"tensor {name!r} has a __cuda_array_interface__ that is none, or masked")
     if host.kind == "V":  # NumPy has no name for it, the array's own framework has
         dtype = dtypes.BY_NAME.get(str(getattr(value, "dtype", host)))
-    if dtype is None or not host.isnative:
+    if dtype is None or dtype.itemsize != host.itemsize or not host.isnative:
         raise TypeError(f"tensor {name!r} has dtype {host}, which is not supported")
     if strides is not None:
         dense = tuple(
@@ -110,7 +116,7 @@ def _interface(
             for axis in range(len(shape))
         )
         if 0 in shape or all(
-            wanted in (None, stride) for wanted, stride in zip(dense, strides, strict=False)
+            wanted in (None, stride) for wanted, stride in zip(dense, strides, strict=True)
         ):
             strides = None
     return pointer, bool(read_only), shape, strides, stream, dtype
@@ -118,7 +124,7 @@ def _interface(
 
 @functools.lru_cache(maxsize=64)
 def _dtype(text: str) -> tuple[np.dtype[Any], dtypes.DType | None]:
-    host = np.dtype(text)
+    host = np.dtype(str(text))
     return host, dtypes.BY_NAME.get(host.name)
 
 
@@ -155,10 +161,17 @@ def empty(framework: str, shape: tuple[int, ...], dtype: str, device: int) -> An
 
     Raises
     ------
+    BackendError
+        If the framework is not installed.
     DeviceMemoryError
         If the device lacks the memory.
     """
-    module = importlib.import_module(framework)
+    try:
+        module = importlib.import_module(framework)
+    except ImportError as error:
+        raise BackendError(
+            f"results are {framework}'s, which cannot be imported: {error}"
+        ) from error
     lacks = module.cuda.OutOfMemoryError if framework == "torch" else MemoryError
     try:
         if framework == "torch":
@@ -179,6 +192,9 @@ class GpuArray:
         self.value, self.shape, self.dtype = value, found.shape, found.dtype.host
         self.size = math.prod(found.shape)
         self.framework, self.device, self.writable = found.framework, found.device, found.in_place
+        torch = sys.modules.get("torch")
+        if "cupy" not in sys.modules and torch is not None and torch.cuda.is_available():
+            self.framework = "torch"  # of arrays that neither of the two has made
         self.storage = _module().DeviceArray(
             found.pointer, self.size, found.dtype.id, found.device, found.stream, found.owner
         )
