@@ -10,7 +10,9 @@ A *segment* is ``(tensor indices, coder)``, a coder ``("coder", select, quantize
 ========  =======================================================================================================
 select    None, ``("mask", bits, n)``; to encode ``("topk", scope, [k])``, ``("threshold", scope, value)``,
           ``("percentile", scope, p, interpolation)``, ``("random", scope, [k], [seed])``, with one k and seed a group;
-          to decode ``("sparse", scope)``, ``("random", scope)``. Scope 0 is one flat space, 1 each tensor.
+          ``("structured", 1, axis, density or None, order)``;
+          to decode ``("sparse", scope)``, ``("random", scope)``, ``("structured", 1, axis)``. Scope 0 is one flat
+          space, 1 each tensor.
 quantize  None, ``("integer", bits, granularity, size)``, to encode followed by ``(stochastic, codec seed, call seed)``;
           ``("sign",)``; ``("cast", dtype id)``; ``("python", quantizer)``, to encode followed by a seed.
 ========  =======================================================================================================
@@ -32,7 +34,7 @@ import numpy.typing as npt
 
 from . import dtypes
 from .errors import DecodeError
-from .ops.reference import round_down
+from .ops.reference import kept_channels, round_down
 from .reader import Reader, varint
 
 Array = npt.NDArray[Any]
@@ -128,9 +130,23 @@ def _grid(quantize: Any, group: _Group, m: int) -> tuple[int, int]:
     _, _, granularity, size, *_ = quantize
     if granularity == "block":
         return size, -(-m // size)
-    if granularity == "channel" and size < len(group.shape):
-        return math.prod(group.shape[size + 1 :]), group.shape[size]
+    if granularity == "channel":
+        return _channels(size, group) or (m, 1)
     return m, 1
+
+
+def _channels(axis: int, group: _Group) -> tuple[int, int] | None:
+    """The elements of a channel that lie together, and how many channels there are; None without that axis."""
+    if axis >= len(group.shape):
+        return None
+    return math.prod(group.shape[axis + 1 :]), group.shape[axis]
+
+
+def _elements(kept: Array, inner: int, group: _Group) -> Array:
+    """The positions of the elements of the kept channels."""
+    return np.flatnonzero(
+        np.broadcast_to(kept[:, None], (group.n // inner // kept.size, kept.size, inner))
+    )
 
 
 def _travels_raw(quantize: Any, group: _Group, m: int) -> bool:
@@ -144,6 +160,11 @@ def _travels_raw(quantize: Any, group: _Group, m: int) -> bool:
     else:
         coded = 4 + (m + 7) // 8 if kind == "sign" else 2 * m
     return bool(m * dtypes.BY_ID[group.dtype].itemsize <= coded)
+
+
+def _drops_zeros(quantize: Any) -> bool:
+    # Ternary keeps no zeros: they would decode to the magnitude.
+    return quantize is not None and quantize[0] == "sign"
 
 
 def _pieces(group: _Group, positions: Array | None, values: Array) -> Iterator[_Piece]:
@@ -269,10 +290,12 @@ class _Encoder:
             self.out.append(varint(k) + seed.to_bytes(8, "little"))
             positions = self.ops.random_positions(group.n, k, seed)
             return positions, np.concatenate(parts)[positions]
+        if kind == "structured":
+            return self.structured(select, group, parts[0], quantize)
         ties = 0
         if kind == "topk":
             k = select[2][number]
-            if quantize is not None and quantize[0] == "sign":
+            if _drops_zeros(quantize):
                 k = min(k, sum(int(np.count_nonzero(part)) for part in parts))
             threshold, ties = self.ops.topk_threshold(parts, k)
         elif kind == "threshold":
@@ -282,6 +305,18 @@ class _Encoder:
         positions, values = self.ops.compact(parts, threshold, ties)
         self.out.append(self.ops.pack_sparse(positions, group.n))
         return positions, values
+
+    def structured(
+        self, select: Any, group: _Group, values: Array, quantize: Any
+    ) -> tuple[Array | None, Array]:
+        _, _, axis, density, order = select
+        found = _channels(axis, group)
+        if found is None:
+            return None, values
+        kept = kept_channels(values, *found, density, order, zeros=not _drops_zeros(quantize))
+        self.out.append(self.ops.pack_mask(kept))
+        positions = _elements(kept, found[0], group)
+        return positions, values[positions]
 
     def values(self, quantize: Any, group: _Group, positions: Array | None, values: Array) -> Array:
         """Write the kept values of a group, at least one, and return what they decode to, where `decodes`."""
@@ -486,6 +521,13 @@ class _Decoder:
             if n != group.n:
                 raise DecodeError(f"the mask is over {n} values, the group has {group.n}", start)
             return np.flatnonzero(self.ops.unpack_mask(np.frombuffer(bits, np.uint8), n))
+        if select[0] == "structured":
+            found = _channels(select[2], group)
+            if found is None:
+                return None
+            inner, channels = found
+            kept = self.ops.unpack_mask(self.bits(channels), channels)
+            return _elements(kept, inner, group)
         positions: Array
         if select[0] == "random":
             k = self.reader.varint()

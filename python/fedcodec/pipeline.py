@@ -574,12 +574,13 @@ def _body_coder(
 
 
 def _is_for_cpu(sizes: Sequence[int], mine: Sequence[int], coder: tuple[Any, ...]) -> bool:
-    """Tell what no GPU does: stages in Python, and selection and mean magnitudes of 2^32 values or more."""
+    """Tell what no GPU does: stages in Python, channels, and selection and mean magnitudes of 2^32 values or more."""
     if coder[0] == "residual":
         return any(_is_for_cpu(sizes, mine, term) for term in coder[1:])
     _, select, quantize = coder
     counts = select is not None or (quantize is not None and quantize[0] == "sign")
-    return _in_python(coder) or (counts and sum(sizes[i] for i in mine) >> 32 > 0)
+    structured = select is not None and select[0] == "structured"
+    return _in_python(coder) or structured or (counts and sum(sizes[i] for i in mine) >> 32 > 0)
 
 
 def _segment_coder(name: str, spec: Spec, segment: Segment, backend: ModuleType) -> Any:

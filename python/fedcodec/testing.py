@@ -25,10 +25,24 @@ from hypothesis import strategies as st
 
 from . import ops, pipeline
 from .codec import Codec, Draws, Pipeline, Quantize, Select, Stage
-from .codecs import Cast, Int8, KBit, Mask, RandomK, Raw, Residual, Sign, Ternary, Threshold, TopK
+from .codecs import (
+    Cast,
+    Int8,
+    KBit,
+    Mask,
+    RandomK,
+    Raw,
+    Residual,
+    Sign,
+    Structured,
+    Ternary,
+    Threshold,
+    TopK,
+)
 from .dtypes import BY_NAME
 from .errors import DecodeError, NonFiniteError
 from .limits import Limits
+from .ops.reference import kept_channels
 from .reader import varint
 from .registry import from_config
 from .shared import Shared
@@ -838,7 +852,7 @@ def _pipeline_bounds(one: Pipeline, parts: _Parts, draws: Draws) -> list[Array]:
     limits: list[Array] = []
     for group, n in zip(groups, sizes, strict=True):
         flat = np.concatenate([value.ravel() for _, value in group])
-        kept = _kept(select, quantize, flat, draws)
+        kept = _kept(select, quantize, flat, group[0][0].shape, draws)
         errors = np.abs(flat)
         if n:
             errors[kept] = _quantized(quantize, flat[kept], group[0][0])
@@ -858,7 +872,9 @@ def _rounded(values: Array, dtype: str) -> Array:
     return np.abs(values) * relative + absolute
 
 
-def _kept(select: Select | None, quantize: Stage | None, flat: Array, draws: Draws) -> Array:
+def _kept(
+    select: Select | None, quantize: Stage | None, flat: Array, shape: tuple[int, ...], draws: Draws
+) -> Array:
     """Return the mask of kept values, by sorting."""
     n, magnitudes = flat.size, np.abs(flat)
     kept = np.zeros(n, np.bool_)
@@ -873,14 +889,24 @@ def _kept(select: Select | None, quantize: Stage | None, flat: Array, draws: Dra
     elif isinstance(select, Mask):
         assert select.bits is not None
         kept[:] = ops.unpack_mask(np.frombuffer(select.bits.bits, np.uint8), n)
+    elif isinstance(select, Structured):
+        kept[:] = _in_channels(select, flat, shape, zeros=not isinstance(quantize, Ternary))
     elif isinstance(select, Threshold) and select.percentile is not None:
         if n:
             kept = magnitudes > _percentile(select, np.sort(magnitudes))
     else:
         kept = magnitudes > (select.value or 0.0 if isinstance(select, Threshold) else 0.0)
-    if isinstance(quantize, Ternary) and not isinstance(select, (Mask, RandomK)):
+    if isinstance(quantize, Ternary) and not isinstance(select, (Mask, RandomK, Structured)):
         kept &= magnitudes > 0
     return kept
+
+
+def _in_channels(select: Structured, flat: Array, shape: tuple[int, ...], *, zeros: bool) -> Array:
+    if not flat.size or select.axis >= len(shape):
+        return np.ones(flat.size, np.bool_)
+    channels, inner = shape[select.axis], math.prod(shape[select.axis + 1 :])
+    kept = kept_channels(flat, inner, channels, select.density, select.order, zeros)
+    return kept[np.arange(flat.size) // inner % channels]
 
 
 def _percentile(select: Threshold, ordered: Array) -> float:

@@ -8,6 +8,7 @@ from .raw import Raw
 from .residual import Residual
 from .signs import Sign, Ternary
 from .sparse import Sparse, Threshold, TopK
+from .structured import Structured
 from .zstd import Zstd
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Residual",
     "Sign",
     "Sparse",
+    "Structured",
     "Ternary",
     "Threshold",
     "TopK",

@@ -112,6 +112,29 @@ def topk(parts: list[Array], k: int) -> tuple[Positions, Array]:
     return compact(parts, *topk_threshold(parts, k))
 
 
+def kept_channels(
+    values: Array, inner: int, channels: int, density: float | None, order: int, zeros: bool
+) -> Mask:
+    """Which channels are kept, value i being of channel (i / inner) mod channels; `zeros`: all-zero ones may be."""
+    magnitudes = np.abs(_finite(values)).astype(np.float64).reshape(-1, channels, inner)
+    largest = float(magnitudes.max())
+    used: Mask = (magnitudes != 0).any(axis=(0, 2))
+    if density is None:
+        return used
+    norms = np.zeros(channels, np.uint64)
+    if largest > 0:
+        exponent = max(math.frexp(largest)[1] - 1, -990)
+        length = (values.size // channels - 1).bit_length()
+        places = min(31, 62 - length) if order == 1 else (61 - length) // 2
+        scaled = np.rint(magnitudes * 2.0 ** (places - exponent)).astype(np.uint64)
+        norms = (scaled if order == 1 else scaled * scaled).sum(axis=(0, 2), dtype=np.uint64)
+    k = max(1, round(density * channels))
+    candidates = np.arange(channels) if zeros else np.flatnonzero(used)
+    kept = np.zeros(channels, np.bool_)
+    kept[candidates[np.argsort(~norms[candidates], kind="stable")[:k]]] = True
+    return kept
+
+
 # --- masks --------------------------------------------------------------------------------------------------------
 
 
