@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <memory>
@@ -14,6 +15,7 @@
 
 #include "fedcodec/arith.h"
 #include "fedcodec/memory.h"
+#include "fedcodec/parallel.h"
 #include "fedcodec/threads.h"
 
 namespace fedcodec {
@@ -359,6 +361,87 @@ Float percentile_of(const Kernels& kernels, Parts<Float> parts, double percentil
   return interpolated(kernels, parts, n - rank, fraction, interpolation);
 }
 
+// What body(x, count, grid, of_channels) adds up for each channel, on all threads.
+template <class T, class Float, class Body, class Join>
+std::vector<T> by_channel(const Float* x, uint64_t n, Grid grid, const Body& body,
+                          const Join& join) {
+  std::vector<T> all(grid.channels);
+  const bool apart = grid.inner * grid.channels == n;
+  std::mutex joining;
+  for_ranges(n, apart ? grid.inner : 1, [&](uint64_t begin, uint64_t end) {
+    if (apart || end - begin == n) {
+      const size_t first = begin / grid.inner % grid.channels;
+      return body(x + begin, end - begin, Grid{grid.inner, grid.channels - first},
+                  all.data() + first);
+    }
+    std::vector<T> own(grid.channels);
+    for_each_grid(grid, own.data(), begin, end - begin,
+                  [&](size_t offset, size_t count, Grid part, T* of_part) {
+                    body(x + begin + offset, count, part, of_part);
+                  });
+    const std::lock_guard lock(joining);
+    std::transform(own.begin(), own.end(), all.begin(), all.begin(), join);
+  });
+  return all;
+}
+
+// The norms of the k largest; of those that are equal to the least of them the first `ties`.
+Cut<uint64_t> norm_cut(std::vector<uint64_t> norms, uint64_t k) {
+  const auto last = norms.begin() + static_cast<ptrdiff_t>(k - 1);
+  std::nth_element(norms.begin(), last, norms.end(), std::greater<>());
+  const uint64_t least = *last;
+  const auto above =
+      std::count_if(norms.begin(), last, [=](uint64_t norm) { return norm > least; });
+  return {least, k - static_cast<uint64_t>(above)};
+}
+
+template <class Float>
+std::vector<uint8_t> kept_channels_of(const Kernels& kernels, const Float* x, uint64_t n, Grid grid,
+                                      ChannelCut cut) {
+  std::vector<uint8_t> kept(grid.channels, 1);
+  if (cut.density == 0 || !cut.zeros) {
+    kept = by_channel<uint8_t>(
+        x, n, grid,
+        [&](const Float* part, size_t count, Grid of, uint8_t* used) {
+          mark_used(kernels, part, count, of, used);
+        },
+        std::bit_or<>());
+  }
+  if (cut.density != 0) {
+    const KeyOf<Float> key = largest_key(kernels, x, n);
+    if (key >= infinity_of(Float{})) return {};
+    std::vector<uint64_t> norms(grid.channels);
+    if (key != 0) {
+      const double largest = static_cast<double>(magnitude_of(key));
+      const double factor = norm_factor(largest, n / grid.channels, cut.order);
+      norms = by_channel<uint64_t>(
+          x, n, grid,
+          [&](const Float* part, size_t count, Grid of, uint64_t* sums) {
+            add_norms(kernels, part, count, of, cut.order, factor, sums);
+          },
+          std::plus<>());
+    }
+    std::vector<uint64_t> candidates;
+    for (size_t c = 0; c < grid.channels; ++c) {
+      if (kept[c] != 0) candidates.push_back(norms[c]);
+    }
+    const double share = std::nearbyint(cut.density * static_cast<double>(grid.channels));
+    const uint64_t k = std::min(std::max(static_cast<uint64_t>(share), uint64_t{1}),
+                                static_cast<uint64_t>(candidates.size()));
+    if (k > 0) {
+      auto [least, ties] = norm_cut(std::move(candidates), k);
+      for (size_t c = 0; c < grid.channels; ++c) {
+        const bool tied = kept[c] != 0 && norms[c] == least && ties > 0;
+        ties -= tied;
+        kept[c] = tied || (kept[c] != 0 && norms[c] > least);
+      }
+    }
+  }
+  std::vector<uint8_t> bits((grid.channels + 7) / 8);
+  kernels.pack_mask(kept.data(), kept.size(), bits.data());
+  return bits;
+}
+
 }  // namespace
 
 Cut<uint32_t> topk_threshold(const Kernels& kernels, Parts<float> parts, uint64_t k) {
@@ -400,6 +483,15 @@ float percentile_threshold(const Kernels& kernels, Parts<float> parts, double pe
 double percentile_threshold(const Kernels& kernels, Parts<double> parts, double percentile,
                             Interpolation interpolation) {
   return percentile_of(kernels, parts, percentile, interpolation);
+}
+
+std::vector<uint8_t> kept_channels(const Kernels& kernels, const float* x, uint64_t n, Grid grid,
+                                   ChannelCut cut) {
+  return kept_channels_of(kernels, x, n, grid, cut);
+}
+std::vector<uint8_t> kept_channels(const Kernels& kernels, const double* x, uint64_t n, Grid grid,
+                                   ChannelCut cut) {
+  return kept_channels_of(kernels, x, n, grid, cut);
 }
 
 float round_down(double value) {

@@ -117,7 +117,9 @@ def coders(draw: st.DrawFn, sizes: list[int], inside: bool = False) -> tuple[Any
     """A coder of float tensors of these sizes."""
     if not inside and draw(st.integers(0, 5)) == 0:
         return ("residual", draw(coders(sizes, True)), draw(coders(sizes, True)))
-    kind = draw(st.sampled_from(["none", "topk", "threshold", "percentile", "random", "mask"]))
+    kind = draw(
+        st.sampled_from(["none", "topk", "threshold", "percentile", "random", "mask", "structured"])
+    )
     scope = draw(st.integers(0, 1))
     groups = ([sum(sizes)] if sizes else []) if scope == 0 else sizes
     select: tuple[Any, ...] | None = None
@@ -140,6 +142,9 @@ def coders(draw: st.DrawFn, sizes: list[int], inside: bool = False) -> tuple[Any
             st.sampled_from([0.0, 0.02, 0.7, 1.0])
         )
         select = (kind, reference.pack_mask(mask).tobytes(), n)
+    elif kind == "structured":
+        density = draw(st.sampled_from([None, 1e-9, 0.3, 0.5, 1.0]))
+        select = (kind, 1, draw(st.integers(0, 2)), density, draw(st.integers(1, 2)))
     return ("coder", select, draw(quantizers(select is not None)))
 
 
@@ -162,7 +167,9 @@ def to_decode(coder: tuple[Any, ...]) -> tuple[Any, ...]:
     kind, one, two = coder
     if kind == "residual":
         return kind, to_decode(one), to_decode(two)
-    if one is not None and one[0] != "mask":
+    if one is not None and one[0] == "structured":
+        one = one[:3]
+    elif one is not None and one[0] != "mask":
         one = ("random" if one[0] == "random" else "sparse", one[1])
     return kind, one, two[:4] if two is not None and two[0] == "integer" else two
 
@@ -313,7 +320,8 @@ def test_residuals_of_every_float_dtype(second: Any) -> None:
 @pytest.mark.parametrize(
     "select",
     [None, ("topk", 0, [1]), ("topk", 0, [0]), ("threshold", 0, 2.0), ("percentile", 0, 50.0, "linear"),
-     ("random", 0, [1], [0]), ("mask", b"\1\0\0", 24)],
+     ("random", 0, [1], [0]), ("mask", b"\1\0\0", 24),
+     ("structured", 1, 0, 0.1, 1), ("structured", 1, 1, None, 2)],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "quantize", [None, QUANTIZERS[1], QUANTIZERS[4], ("sign",), ("cast", 2)], ids=str
@@ -473,6 +481,9 @@ PLAIN = [([0], ("coder", None, None))]
                 ("threshold", 0, "1"), ("percentile", 0, 101.0, "linear"), ("percentile", 0, 1.0, "cubic"),
                 ("random", 0, [1], []), ("random", 0, [5], [1]), ("random", 0, [1], [2**64]), ("sparse", 0),
                 ("mask", b"", 4), ("mask", b"\0\0", 4), ("mask", b"\x10", 4), ("mask", b"\0", 5), ("mask", 3, 4),
+                ("structured", 1, 0), ("structured", 0, 0, 0.5, 2), ("structured", 1, -1, 0.5, 2),
+                ("structured", 1, 0, 0.0, 2), ("structured", 1, 0, 1.5, 2), ("structured", 1, 0, math.nan, 2),
+                ("structured", 1, 0, 0.5, 3), ("structured", 1, 0, None, None),
             ]
         ),
         *(

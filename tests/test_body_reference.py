@@ -72,7 +72,9 @@ def for_decoding(coder):
     if coder[0] == "residual":
         return ("residual", for_decoding(coder[1]), for_decoding(coder[2]))
     _, select, quantize = coder
-    if select is not None and select[0] != "mask":
+    if select is not None and select[0] == "structured":
+        select = select[:3]
+    elif select is not None and select[0] != "mask":
         select = ("random" if select[0] == "random" else "sparse", select[1])
     if quantize is not None:
         quantize = quantize[: {"integer": 4, "python": 2}.get(quantize[0], 9)]
@@ -194,6 +196,12 @@ X = f32(1, -4, 0, 2)
         ),
         # a mask needs no positions
         ([X], ("coder", ("mask", b"\x05", 4), None), struct.pack("<2f", 1, 0)),
+        # of 2 columns the one with the larger norm, -4 and 2 against 1 and 0
+        (
+            [X.reshape(2, 2)],
+            ("coder", ("structured", 1, 1, 0.5, 2), None),
+            bytes([0b10]) + struct.pack("<2f", -4, 2),
+        ),
         # random: k, seed, values in the order of the positions; all four are kept
         (
             [X],
@@ -266,6 +274,8 @@ def selects(sizes, seed=5):
         ("random", 0, whole, [seed]),
         ("random", 1, each, [seed + i for i in range(len(sizes))]),
         ("mask", bits, sum(sizes)),
+        ("structured", 1, 0, 0.4, 1),
+        ("structured", 1, 1, None, 2),
     ]
 
 
@@ -671,6 +681,9 @@ def refused(payload, tensors, coder):
         (b"\x81\0" + bytes(8), X, ("coder", ("random", 0), None), 0),
         (b"\1" + bytes(7), X, ("coder", ("random", 0), None), 1),
         (b"", X, ("coder", ("mask", b"\1", 3), None), 0),
+        (b"", X, ("coder", ("structured", 1, 0), None), 0),
+        (b"\x10" + X.tobytes(), X, ("coder", ("structured", 1, 0), None), 0),
+        (b"\x0f" + X.tobytes()[:-1], X, ("coder", ("structured", 1, 0), None), 1),
         (b"\x0f", X, ("coder", ("sparse", 0), None), 0),
         (bytes([16, 0, 1, 3]), X, ("coder", ("sparse", 0), None), 3),
         (bytes([16, 0, 1, 2]), X, ("coder", ("sparse", 0), None), 4),

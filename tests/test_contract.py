@@ -35,6 +35,12 @@ CARDS = {
     ],
     "randomk": ["randomk(0.2)", 'randomk(0.5, scope="tensor", seed=3) | int8(stochastic=True)'],
     "mask": [],  # made for one spec: test_mask
+    "structured": [
+        "structured",
+        "structured(0.6, order=1)",
+        "structured(0.3, axis=1) | int8(block_size=16)",
+        "structured(0.5) | ternary",
+    ],
     "int8": [
         "int8",
         "int8(block_size=None)",
@@ -74,6 +80,8 @@ SELECT = [
     'threshold(percentile=80, scope="tensor")',
     "randomk(0.2)",
     'randomk(0.2, scope="tensor")',
+    "structured",
+    "structured(0.4, axis=1)",
 ]
 QUANTIZE = [
     "raw",
@@ -117,7 +125,7 @@ def test_every_registered_stage_has_a_card():
 
 
 def test_every_pipeline_that_makes_sense_is_tried():
-    assert len(PIPELINES) == 2 * (10 * 10 + 12)
+    assert len(PIPELINES) == 2 * (12 * 10 + 12)
     used = {stage.name for codec in PIPELINES for one in codec.pipelines() for stage in one.stages}
     assert used | {"residual", "mask"} == set(CARDS)
 

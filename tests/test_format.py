@@ -89,6 +89,9 @@ WIRE = {
     "randomk(0.5)": (0x22, b""),
     'randomk(0.5, scope="tensor")': (0x23, b""),
     'mask("0123456789abcdef")': (0x24, bytes.fromhex("0123456789abcdef")),
+    "structured": (0x25, b"\x00"),
+    "structured(0.5, order=1)": (0x25, b"\x00"),
+    "structured(0.5, axis=31)": (0x25, b"\x1f"),
     "int8": (0x30, b"\x80\x08"),
     "int8(block_size=None)": (0x31, b""),
     "int8(axis=3)": (0x32, b"\x03"),
@@ -258,6 +261,25 @@ BY_HAND = {
     "random, all of it": (
         payload(one(1, 3), pipe((0x22, b"")), b"\3" + bytes(8) + f32(1, 2, 3)), array(1, 2, 3), None
     ),
+    "channels of axis 1": (
+        payload(one(1, 2, 3, 2), pipe((0x25, b"\1")), bytes([0b101]) + f32(1, 2, 5, 6, 7, 8, 11, 12)),
+        array(1, 2, 0, 0, 5, 6, 7, 8, 0, 0, 11, 12).reshape(2, 3, 2),
+        "structured(axis=1)",
+    ),
+    "channels of an axis that only one tensor has": (
+        payload(b"\1\3" + tensor(2, 2) + tensor(1, 1, 9) + tensor(1, 0, 4), pipe((0x25, b"\1"), (0x37, b"")),
+                struct.pack("<2e", 0, 7) + bytes([2, 1]) + struct.pack("<2e", 1, 2)),
+        [array(0, 7, dtype="float16"), array(0, 1, 0, 0, 0, 0, 0, 0, 2).reshape(1, 9), np.zeros((0, 4), "f4")],
+        'structured(axis=1) | cast("float16")',
+    ),
+    "no channel": (
+        payload(one(1, 2, 9), pipe((0x25, b"\0"), (0x36, b"")), b"\0"), np.zeros((2, 9), "f4"), "structured | ternary"
+    ),
+    "signs of a kept channel": (
+        payload(one(1, 2, 9), pipe((0x25, b"\0"), (0x36, b"")), b"\2" + f32(2) + b"\5\0"),
+        array(*[0] * 9, -2, 2, -2, *[2] * 6).reshape(2, 9),
+        "structured | ternary",
+    ),
     "a residual": (
         payload(one(1, 9), pipe((0x40, pipe((0x36, b"")) + SPARSE)),
                 f32(2) + bytes([0b10000010, 1]) + b"\x10\1\1\1\0" + f32(0.5)),
@@ -411,6 +433,14 @@ REFUSED = {
     "residuals 10000 deep": payload(one(1, 1), nested(10_000), b""),
     "parameters of sparse": payload(one(1, 1), pipe((0x20, b"\0")), b"\x10\1\0"),
     "half of a mask's digest": payload(one(1, 1), pipe((0x24, bytes(4))), b""),
+    "no axis of channels": payload(one(1, 1), pipe((0x25, b"")), b"\1" + f32(1)),
+    "axis 32 of channels": payload(one(1, 1), pipe((0x25, b"\x20")), b"\1" + f32(1)),
+    "a byte after the axis of channels": payload(one(1, 1), pipe((0x25, b"\0\0")), b"\1" + f32(1)),
+    "scales per channel after channels": sparse(3, b"\7", f32(1, 1, 1) + bytes(3), ((0x25, b"\0"), (0x32, b"\0"))),
+    "no bits of channels": payload(one(1, 9, 2), pipe((0x25, b"\0")), b"\0"),
+    "padding of channels": payload(one(1, 3, 2), pipe((0x25, b"\0")), b"\x09" + f32(1, 1, 1, 1)),
+    "bits of channels without the axis": payload(one(1, 1), pipe((0x25, b"\1")), b"\1" + f32(1)),
+    "more channels than values": payload(one(1, 3, 2), pipe((0x25, b"\0")), b"\5" + f32(1, 1)),
     "no block size": payload(one(1, 9), pipe((0x30, b"")), LONG),
     "block size 2^40 + 1": payload(one(1, 9), pipe((0x30, leb(2**40 + 1))), f32(1) + bytes(9)),
     "axis 32": payload(one(1, 9), pipe((0x32, b"\x20")), f32(1) + bytes(9)),
@@ -545,6 +575,14 @@ REASONS = {
     'residuals 10000 deep': 'a residual inside a residual (at byte ',
     'parameters of sparse': '1 bytes left over (at byte 13)',
     "half of a mask's digest": '8 bytes expected, 4 left (at byte 13)',
+    'no axis of channels': '1 bytes expected, 0 left (at byte 13)',
+    'axis 32 of channels': 'axis=32 is too large (at byte 14)',
+    'a byte after the axis of channels': '1 bytes left over (at byte 14)',
+    'scales per channel after channels': 'scales per channel after a select stage (at byte 17)',
+    'no bits of channels': '2 bytes expected, 1 left (at byte 15)',
+    'padding of channels': 'padding bits are not zero (at byte 15)',
+    'bits of channels without the axis': '1 bytes left over (at byte 18)',
+    'more channels than values': '16 bytes expected, 8 left (at byte 16)',
     'no block size': '1 bytes expected, 0 left (at byte 13)',
     'block size 2^40 + 1': 'block_size=1099511627777 is too large (at byte 19)',
     'axis 32': 'axis=32 is too large (at byte 14)',
@@ -726,6 +764,8 @@ BOMBS = {
         one(1, N), ZSTD, leb(4 * N) + leb(13) + b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", claim)
     ),
     "k": lambda claim: sparse(N, leb(claim) + bytes(8), b"", ((0x22, b""),)),
+    "axis of channels": lambda claim: payload(one(1, 9), pipe((0x25, leb(claim))), b""),
+    "kept channels": lambda claim: payload(one(1, 2, N // 2), pipe((0x25, b"\0"), (0x36, b"")), b"\1" + leb(claim)),
     "c of a list": lambda claim: sparse(N, b"\x10" + b"\1" + leb(claim) + b"\1\0" * 15),
     "c of a bitmap": lambda claim: sparse(N, b"\x1f\0" + leb(claim)),
     "c of Rice": lambda claim: sparse(N, b"\x1f\2" + leb(claim) + b"\1"),
@@ -950,7 +990,12 @@ WHOLE = [
     "threshold(percentile=80)",
     "randomk(1)",
 ]
-BY_TENSOR = ['sparse(scope="tensor")', 'topk(1, scope="tensor")', 'randomk(1, scope="tensor")']
+BY_TENSOR = [
+    'sparse(scope="tensor")',
+    'topk(1, scope="tensor")',
+    'randomk(1, scope="tensor")',
+    "structured(1)",
+]
 VALUES = [
     "raw",
     "int8",
@@ -1114,7 +1159,7 @@ def test_what_is_no_payload_is_called_so_before_anything_else(what):
 
 # --- what is reserved (docs/format.md, section 5) -----------------------------------------------------------------
 
-UNASSIGNED = [*range(0x10), *range(0x10, 0x20), *range(0x25, 0x30), *range(0x39, 0x40), *range(0x41, 0x50),
+UNASSIGNED = [*range(0x10), *range(0x10, 0x20), *range(0x26, 0x30), *range(0x39, 0x40), *range(0x41, 0x50),
               *range(0x51, 0x80), *range(0xC0, 0x100)]  # fmt: skip
 
 

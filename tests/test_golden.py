@@ -65,5 +65,5 @@ def test_what_the_files_say_of_themselves():
     assert any(info.table_digest for info in found)
     text = " ".join(info.codec or "" for info in found)
     stages = ["sparse", 'scope="tensor"', "randomk", "mask(", "int8", "kbit(2", "kbit(7", "axis=", "sign", "float16",
-              "bfloat16", "residual", "zstd", "block_size=None"]  # fmt: skip
+              "bfloat16", "residual", "zstd", "block_size=None", "structured", "structured(axis=1)"]  # fmt: skip
     assert [stage for stage in stages if stage not in text] == []

@@ -68,6 +68,10 @@ CODECS = [
     "threshold(value=0.02)",
     "threshold(percentile=95) | ternary",
     "randomk(0.05) | int8",
+    "structured(0.3)",
+    "structured(0.7, axis=1, order=1) | int8",
+    "structured",
+    "structured(0.5) | ternary",
     "residual(sign; topk(0.01) | int8)",
     "topk(0.01) | int8 | zstd",
 ]
@@ -75,7 +79,7 @@ CODECS = [
 
 CASES = [(text, np.float32) for text in CODECS] + [
     (text, dtype)
-    for text in ("raw", "int8", "sign", "topk(0.01) | int8")
+    for text in ("raw", "int8", "sign", "topk(0.01) | int8", "structured(0.4, axis=1)")
     for dtype in (np.float64, np.float16)
 ]
 

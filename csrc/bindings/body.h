@@ -233,7 +233,7 @@ class Body {
   }
 
   Select to_select(py::handle object) {
-    const py::tuple tuple = to_tuple(object, 2, 4, "a select stage");
+    const py::tuple tuple = to_tuple(object, 2, 5, "a select stage");
     const std::string kind = to_name(tuple[0], "a select stage's kind");
     Select select;
     if (kind == "mask") {
@@ -243,6 +243,11 @@ class Body {
     const uint64_t scope = to_u64(tuple[1], "a scope");
     if (scope > 1) refuse("scope", std::to_string(scope));
     select.flat = scope == 0;
+    if (kind == "structured") {
+      const size_t size = encodes_ ? 5 : 3;
+      set_structured(select, to_tuple(object, size, size, "a structured stage"));
+      return select;
+    }
     if (!encodes_) {
       if (kind != "sparse" && kind != "random") refuse("select stage to decode", kind);
       select.kind = kind == "random" ? Select::Kind::kRandom : Select::Kind::kSparse;
@@ -271,6 +276,20 @@ class Body {
       refuse("select stage to encode", kind);
     }
     return select;
+  }
+
+  static void set_structured(Select& select, const py::tuple& tuple) {
+    select.kind = Select::Kind::kStructured;
+    if (select.flat) throw py::value_error("channels are of each tensor by itself");
+    select.axis = to_u64(tuple[2], "an axis");
+    if (tuple.size() == 3) return;
+    if (!tuple[3].is_none()) {
+      select.value = to_double(tuple[3]);
+      if (!(select.value > 0 && select.value <= 1)) refuse("density", std::to_string(select.value));
+    }
+    const uint64_t order = to_u64(tuple[4], "the order of a norm");
+    if (order != 1 && order != 2) refuse("order of a norm", std::to_string(order));
+    select.order = static_cast<int>(order);
   }
 
   void set_mask(Select& select, const py::tuple& tuple) {

@@ -166,7 +166,8 @@ class Decoder {
   ParsedGroup parse_group(const Coder& coder, const Group& group, Reader& in) {
     if (group.n >> 63 != 0) throw Malformed{"a group of 2^63 elements or more", in.offset()};
     ParsedGroup parsed = {group,
-                          read_index_set(kernels_, coder.select, in, group.n, checks_tiles_),
+                          read_index_set(kernels_, coder.select, tensors_[group.members[0]], in,
+                                         group.n, checks_tiles_),
                           {},
                           {group.n, group.n}};
     const uint64_t m = parsed.kept.kept;
@@ -202,6 +203,8 @@ class Decoder {
       const Lease lease(*this);
       if (group.kept.kind == IndexSet::Kind::kAll) {
         write_dense(group, begin, end, sink, lease.workspace.scratch);
+      } else if (group.kept.run >= kLongRun) {
+        write_stretches(group, begin, end, sink, lease.workspace.scratch);
       } else {
         write_sparse(group, begin, end, sink, lease.workspace);
       }
@@ -253,6 +256,26 @@ class Decoder {
       sink.put(tensor, at, nullptr, values.read(kernels_, at, n, sink.place(tensor, at), scratch),
                scratch);
     }
+  }
+
+  void write_stretches(const ParsedGroup& group, uint64_t begin, uint64_t end, Sink& sink,
+                       Scratch& scratch) const {
+    if (begin == end) return;
+    const size_t tensor = group.group.members[0];
+    uint64_t next = group.kept.entries[begin / group.kept.step].kept;
+    scratch.written = begin;
+    for_each_stretch(group.kept, begin, end, [&](uint64_t at, uint64_t count) {
+      sink.finish(tensor, at, scratch);
+      for (uint64_t i = 0; i < count; i += kChunk) {
+        const size_t n = std::min<uint64_t>(kChunk, count - i);
+        float* const place = sink.place(tensor, at + i);
+        sink.put(tensor, at + i, nullptr, group.values.read(kernels_, next, n, place, scratch),
+                 scratch);
+        next += n;
+      }
+      scratch.written = at + count;
+    });
+    sink.finish(tensor, end, scratch);
   }
 
   uint64_t size_of(size_t tensor) const { return tensors_[tensor].n; }

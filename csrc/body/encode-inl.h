@@ -254,6 +254,8 @@ class Encoder {
       case Select::Kind::kRandom:
       case Select::Kind::kMask:
         return by_bits(source, number);
+      case Select::Kind::kStructured:
+        return by_channels(source);
       default:
         return group.n <= kMostInOnePass ? in_one_pass(source, number)
                                          : by_magnitude(source, number);
@@ -341,7 +343,8 @@ class Encoder {
     };
     // The values, which an index set may ask for, are yet to come.
     Reader in(out_.data(), source.start, out_.capacity());
-    const IndexSet set = read_index_set(kernels_, source.coder.select, in, source.group.n);
+    const IndexSet set = read_index_set(
+        kernels_, source.coder.select, source.tensors[source.group.members[0]], in, source.group.n);
     if (set.kind == IndexSet::Kind::kAll) found(0, wrong);
     Dealer dealer(source.tensors, source.group.members);
     uint64_t next = 0;
@@ -368,17 +371,52 @@ class Encoder {
     require_finite_parts(source);
     const Select& select = source.coder.select;
     const uint64_t n = source.group.n;
-    const IndexSet set =
-        select.kind == Select::Kind::kMask ? mask(select, n) : random(select, number, n);
+    kept_values(source,
+                select.kind == Select::Kind::kMask ? mask(select, n) : random(select, number, n));
+  }
+
+  template <class W>
+  void kept_values(const Source<W>& source, const IndexSet& set) {
     const auto kept = buffer<W>(set.kept);
-    W* next = kept.get();
-    Dealer dealer(source.tensors, source.group.members);
-    for_each_position(set, dealer,
-                      [&](size_t member, uint64_t at, const uint32_t* positions, size_t count) {
-                        gather(kernels_, source.parts[member].data() + at, positions, count, next);
-                        next += count;
-                      });
+    if (set.run >= kLongRun) {
+      copy_stretches(source.parts[0].data(), set, kept.get());
+    } else {
+      W* next = kept.get();
+      Dealer dealer(source.tensors, source.group.members);
+      for_each_position(
+          set, dealer, [&](size_t member, uint64_t at, const uint32_t* positions, size_t count) {
+            gather(kernels_, source.parts[member].data() + at, positions, count, next);
+            next += count;
+          });
+    }
     if (set.kept > 0) values(source, kept.get(), set.kept);
+  }
+
+  template <class W>
+  static void copy_stretches(const W* x, const IndexSet& set, W* kept) {
+    run_ranges(cut_ranges(set.n, set.step), [&](uint64_t begin, uint64_t end) {
+      W* next = kept + set.entries[begin / set.step].kept;
+      for_each_stretch(set, begin, end, [&](uint64_t at, uint64_t count) {
+        std::memcpy(next, x + at, count * sizeof(W));
+        next += count;
+      });
+    });
+  }
+
+  template <class W>
+  void by_channels(const Source<W>& source) {
+    const Select& select = source.coder.select;
+    const W* const x = source.parts[0].data();
+    const uint64_t n = source.group.n;
+    const std::optional<Grid> grid =
+        channels_of(source.tensors[source.group.members[0]], select.axis);
+    if (!grid) return values(source, x, n);
+    const std::vector<uint8_t> channels =
+        kept_channels(kernels_, x, n, *grid, {select.value, select.order, !drops_zeros(source)});
+    if (channels.empty()) unexpected(source);
+    out_.bytes(channels.data(), channels.size());
+    const IndexSet set = channel_set(kernels_, n, *grid, channels.data());
+    set.kind == IndexSet::Kind::kAll ? values(source, x, n) : kept_values(source, set);
   }
 
   IndexSet mask(const Select& select, uint64_t n) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <type_traits>
@@ -249,6 +250,7 @@ struct IndexSet {
   };
   std::vector<Entry> entries = {};
   uint64_t step = kLeastRange;
+  uint64_t run = 1;  // kBits: that many elements, from a multiple of it on, are all kept or none
   bool checked = false;  // the data of the tiles
 };
 
@@ -392,9 +394,83 @@ IndexSet mask_set(const Kernels& kernels, const Select& mask, uint64_t n) {
   return set;
 }
 
-// The data of tiles may be left for `check_tiles`.
-IndexSet read_index_set(const Kernels& kernels, const Select& select, Reader& in, uint64_t n,
-                        bool checks_tiles = true) {
+// Sets the bits [begin, end).
+void fill_bits(uint8_t* bits, uint64_t begin, uint64_t end) {
+  for (; begin < end && begin % 8 != 0; ++begin)
+    bits[begin / 8] |= static_cast<uint8_t>(1u << begin % 8);
+  if (begin < end) std::memset(bits + begin / 8, 0xff, (end - begin) / 8);
+  for (begin = std::max(begin, end / 8 * 8); begin < end; ++begin)
+    bits[begin / 8] |= static_cast<uint8_t>(1u << begin % 8);
+}
+
+// Sets the bits from `at` on as those of n others; both strings are whole words, zeros where
+// nothing is set.
+void put_bits(const uint8_t* from, uint64_t n, uint8_t* bits, uint64_t at) {
+  uint8_t* to = bits + at / 64 * 8;
+  const unsigned shift = at % 64;
+  for (uint64_t i = 0; i < n; i += 64, from += 8, to += 8) {
+    const uint64_t word = load64(from);
+    store64(to, load64(to) | word << shift);
+    const uint64_t rest = shift == 0 ? 0 : word >> (64 - shift);
+    if (rest != 0) store64(to + 8, load64(to + 8) | rest);
+  }
+}
+
+// The elements of the channels of which the bit is set.
+IndexSet channel_set(const Kernels& kernels, uint64_t n, Grid grid, const uint8_t* channels) {
+  if (kernels.count_bits(channels, ceil_div(grid.channels, 8)) == grid.channels)
+    return {IndexSet::Kind::kAll, n, n};
+  const auto zeros = [](uint64_t bits) {
+    return std::make_unique<uint8_t[]>(ceil_div(bits, 64) * 8);
+  };
+  const uint64_t length = grid.inner * grid.channels;
+  std::unique_ptr<uint8_t[]> row = zeros(length);
+  for (uint64_t c = 0; c < grid.channels; ++c) {
+    if ((channels[c / 8] >> (c % 8) & 1) != 0)
+      fill_bits(row.get(), c * grid.inner, (c + 1) * grid.inner);
+  }
+  IndexSet set = {IndexSet::Kind::kBits, n, 0};
+  set.run = grid.inner;
+  if (length == n) {
+    set.own = std::move(row);
+  } else {
+    set.own = zeros(n);
+    for (uint64_t at = 0; at < n; at += length) put_bits(row.get(), length, set.own.get(), at);
+  }
+  set_bits(kernels, set, set.own.get());
+  return set;
+}
+
+IndexSet read_channels(const Kernels& kernels, Reader& in, uint64_t n, std::optional<Grid> grid) {
+  if (!grid) return {IndexSet::Kind::kAll, n, n};
+  const size_t start = in.offset();
+  const uint8_t* channels = in.take_bits(grid->channels, "the kept channels");
+  const uint64_t kept = kernels.count_bits(channels, ceil_div(grid->channels, 8));
+  // A value takes a bit at least: no elements are marked of values that cannot follow.
+  if (kept * (n / grid->channels) / 8 > in.left())
+    throw Malformed{"more values are kept than follow", start};
+  return channel_set(kernels, n, *grid, channels);
+}
+
+// Calls f(at, count) in ascending order for stretches of kept elements of [begin, end), of a set
+// with runs.
+template <class F>
+void for_each_stretch(const IndexSet& set, uint64_t begin, uint64_t end, F&& f) {
+  const auto kept = [&](uint64_t i) { return (set.bits[i / 8] >> (i % 8) & 1) != 0; };
+  for (uint64_t at = begin; at < end;) {
+    uint64_t stop = at / set.run * set.run + set.run;
+    if (kept(at)) {
+      while (stop < end && kept(stop)) stop += set.run;
+      stop = std::min(stop, end);
+      f(at, stop - at);
+    }
+    at = stop;
+  }
+}
+
+// The data of tiles may be left for `check_tiles`; `tensor` is the first of the group.
+IndexSet read_index_set(const Kernels& kernels, const Select& select, const Tensor& tensor,
+                        Reader& in, uint64_t n, bool checks_tiles = true) {
   switch (select.kind) {
     case Select::Kind::kAll:
       return {IndexSet::Kind::kAll, n, n};
@@ -404,6 +480,8 @@ IndexSet read_index_set(const Kernels& kernels, const Select& select, Reader& in
       if (select.n != n)
         throw Malformed{"the mask has another number of elements than its group", in.offset()};
       return mask_set(kernels, select, n);
+    case Select::Kind::kStructured:
+      return read_channels(kernels, in, n, channels_of(tensor, select.axis));
     default:
       return checks_tiles ? read_tiles(kernels, in, n) : open_tiles(in, n);
   }

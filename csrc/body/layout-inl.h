@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "fedcodec/arith.h"
@@ -20,6 +21,7 @@ namespace {
 constexpr size_t kWindow = size_t{1} << 16;  // positions at a time
 constexpr size_t kChunk = size_t{1} << 14;   // values at a time
 constexpr size_t kCopied = size_t{1} << 11;  // values that the first cache holds with their copy
+constexpr uint64_t kLongRun = 64;            // of elements, which are better copied than gathered
 constexpr double kRoundings = 1 + 0x1p-20;   // more than the rounding of a sum can add
 
 bool is_half(Dtype dtype) { return dtype == Dtype::kFloat16 || dtype == Dtype::kBfloat16; }
@@ -129,18 +131,20 @@ struct Layout {
   uint64_t bytes;  // scales or magnitude, and values
 };
 
+// None where a tensor lacks the axis.
+std::optional<Grid> channels_of(const Tensor& tensor, uint64_t axis) {
+  if (axis >= tensor.shape.size()) return std::nullopt;
+  const auto at = tensor.shape.begin() + static_cast<ptrdiff_t>(axis);
+  return Grid{std::accumulate(at + 1, tensor.shape.end(), uint64_t{1}, std::multiplies<>()), *at};
+}
+
 Grid grid_of(const Quantize& quantize, const Tensor& tensor, uint64_t m) {
   switch (quantize.granularity) {
     case Quantize::Granularity::kBlock:
       if (quantize.size < m) return {quantize.size, ceil_div(m, quantize.size)};
       break;
     case Quantize::Granularity::kChannel:
-      if (quantize.size < tensor.shape.size()) {
-        const auto axis = tensor.shape.begin() + static_cast<ptrdiff_t>(quantize.size);
-        return {std::accumulate(axis + 1, tensor.shape.end(), uint64_t{1}, std::multiplies<>()),
-                *axis};
-      }
-      break;
+      return channels_of(tensor, quantize.size).value_or(Grid{m, 1});
     default:
       break;
   }

@@ -24,6 +24,8 @@ namespace {
 //
 #include "sign-inl.h"
 //
+#include "channels-inl.h"
+//
 #include "convert-inl.h"
 //
 #include "sparse-inl.h"
@@ -53,6 +55,10 @@ const Kernels FEDCODEC_JOIN(kernels_, FEDCODEC_ISA) = {
     .refine_f64 = refine_f64,
     .count_above_f32 = count_above_f32,
     .count_above_f64 = count_above_f64,
+    .add_norms_f32 = add_norms<float>,
+    .add_norms_f64 = add_norms<double>,
+    .mark_used_f32 = mark_used<float>,
+    .mark_used_f64 = mark_used<double>,
     .pack_mask = pack_mask,
     .unpack_mask = unpack_mask,
     .count_bits = count_bits,

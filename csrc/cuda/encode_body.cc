@@ -29,8 +29,10 @@ class Coding {
         groups_(groups_of(tensors, floats, coder.select)),
         value_of_(groups_.size(), kNone) {}
 
-  // False where a group is too large for positions of 32 bits.
+  // False where a group is too large for positions of 32 bits, and for channels: they have no
+  // kernel.
   bool can_run() const {
+    if (coder_.select.kind == Select::Kind::kStructured) return false;
     return coder_.select.kind == Select::Kind::kAll ||
            std::all_of(groups_.begin(), groups_.end(),
                        [](const Group& group) { return group.n >> 32 == 0; });

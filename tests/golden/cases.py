@@ -40,6 +40,12 @@ def _tall():
     return update
 
 
+def _pruned():
+    filters = _ramp(6, 2, 3, 3)
+    filters[[0, 3, 4]] = 0
+    return filters
+
+
 CASES = [
     ("raw", "raw", _model(), {}),
     ("integers", "raw", _integers(), {}),
@@ -71,6 +77,9 @@ CASES = [
         {"seed": 9},
     ),
     ("mask", None, _ramp(20), {}),
+    ("structured", "structured(0.4)", _model(), {}),
+    ("structured-axis-int8", "structured(0.6, axis=1, order=1) | int8(block_size=8)", _ramp(4, 5, 3), {}),
+    ("structured-ternary", "structured | ternary", {"conv": _pruned(), "bias": _ramp(6)}, {"framing": "reference"}),
     ("zstd", "topk(0.5) | int8 | zstd", _model(), {}),
     ("rules-zstd", 'rules(raw | zstd; "*.bias" = int8)', _model(), {}),
 ]  # fmt: skip

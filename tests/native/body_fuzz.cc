@@ -90,12 +90,16 @@ class Case {
   Select select(const Segment& segment) {
     constexpr Select::Kind kKinds[] = {Select::Kind::kAll,       Select::Kind::kTopK,
                                        Select::Kind::kThreshold, Select::Kind::kPercentile,
-                                       Select::Kind::kRandom,    Select::Kind::kMask};
+                                       Select::Kind::kRandom,    Select::Kind::kMask,
+                                       Select::Kind::kStructured};
     Select select;
     select.kind = kKinds[choices_.below(std::size(kKinds))];
     select.flat = choices_.below(2) == 1 || select.kind == Select::Kind::kMask;
-    if (select.kind == Select::Kind::kAll) select.flat = false;
-    select.value = static_cast<double>(choices_.below(100));
+    const bool structured = select.kind == Select::Kind::kStructured;
+    if (select.kind == Select::Kind::kAll || structured) select.flat = false;
+    select.value = static_cast<double>(choices_.below(100)) / (structured ? 100 : 1);
+    select.axis = choices_.below(3);
+    select.order = 1 + static_cast<int>(choices_.below(2));
     const size_t divisor = 1 + choices_.below(200);
     for (size_t i : segment.tensors) {
       if (!is_float(tensors_[i].dtype)) continue;

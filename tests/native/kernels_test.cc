@@ -19,6 +19,7 @@
 #include "fedcodec/float_env.h"
 #include "fedcodec/kernels.h"
 #include "fedcodec/select.h"
+#include "fedcodec/typed.h"
 
 namespace {
 
@@ -339,6 +340,31 @@ void test_integers(size_t n, int pattern, int levels, const std::string& what) {
       Buffer<double> sum64(n, 0x3e);
       k.add_codes_f64(any, n, grid, levels, scales, 0.3, sum64);
       out.add<double>(sum64, n);
+    });
+  }
+}
+
+template <class Float>
+void test_channels(size_t n, int pattern, const std::string& what) {
+  Buffer<Float> x(n);
+  fill(x, pattern);
+  const auto largest = max_key(*baseline, x, n);
+  for (const Grid grid : {Grid{1, 1}, Grid{1, 3}, Grid{1, 300}, Grid{9, 5}, Grid{1000, 4}}) {
+    const std::string where = what + " inner " + std::to_string(grid.inner) + " channels " +
+                              std::to_string(grid.channels);
+    for (const int order : {1, 2}) {
+      const double factor =
+          norm_factor(static_cast<double>(magnitude_of(largest)), n / grid.channels + 1, order);
+      compare("add_norms " + where, [&](const Kernels& k, Output& out) {
+        Buffer<uint64_t> norms(grid.channels);
+        add_norms(k, x, n, grid, order, factor, norms);
+        out.add<uint64_t>(norms, grid.channels);
+      });
+    }
+    compare("mark_used " + where, [&](const Kernels& k, Output& out) {
+      Buffer<uint8_t> used(grid.channels);
+      mark_used(k, x, n, grid, used);
+      out.add<uint8_t>(used, grid.channels);
     });
   }
 }
@@ -745,6 +771,8 @@ int main() {
       for (const int levels : {1, 7, 63, 127})
         test_integers(n, pattern, levels, what + " levels " + std::to_string(levels));
       test_signs(n, pattern, what);
+      test_channels<float>(n, pattern, what);
+      test_channels<double>(n, pattern, what + " of doubles");
       test_conversions(n, pattern, what);
     }
     test_packed_codes(n);

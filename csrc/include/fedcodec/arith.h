@@ -109,8 +109,10 @@ FEDCODEC_HD float dequantize(int8_t code, int levels, float scale) {
 
 // --- sign and magnitude --------------------------------------------------------------------------
 
-// |x| * factor rounded to integer; factor = 2^(31 - exponent) with |x| < 2^(exponent + 1).
-FEDCODEC_HD uint64_t scaled_magnitude(float x, double factor) {
+// |x| * factor rounded to integer; factor = 2^(places - exponent) with |x| < 2^(exponent + 1) and
+// places from 0 to 31.
+template <class Float>
+FEDCODEC_HD uint64_t scaled_magnitude(Float x, double factor) {
   const double scaled = static_cast<double>(magnitude_of(key_of(x))) * factor;
   return bit_cast<uint64_t>(scaled + kRound64) & kRound64Mask;
 }
@@ -119,6 +121,20 @@ FEDCODEC_HD uint64_t scaled_magnitude(float x, double factor) {
 FEDCODEC_HD float mean_magnitude(uint64_t sum, uint64_t count, int exponent) {
   return static_cast<float>(static_cast<double>(sum) / static_cast<double>(count) *
                             power_of_two(exponent - 31));
+}
+
+// --- norms of channels ---------------------------------------------------------------------------
+
+// What |x| is multiplied by, for channels of so many elements and the largest magnitude of all, so
+// that their sums (order 1) or sums of squares (order 2) are at most 2^63.
+FEDCODEC_HD double norm_factor(double largest, uint64_t elements, int order) {
+  constexpr int kLeastExponent = -990;  // of which the factor is finite
+  const int e = static_cast<int>(key_of(largest) >> 52) - 1023;
+  int length = 0;
+  while (length < 62 && (1ull << length) < elements) ++length;
+  const int most = 62 - length < 31 ? 62 - length : 31;
+  const int places = order == 1 ? most : (61 - length) / 2;
+  return power_of_two(places - (e < kLeastExponent ? kLeastExponent : e));
 }
 
 // --- conversions, nearest even -------------------------------------------------------------------

@@ -50,15 +50,18 @@ struct Tensor {
 };
 
 struct Select {
-  enum class Kind { kAll, kTopK, kThreshold, kPercentile, kRandom, kMask, kSparse };
+  enum class Kind { kAll, kTopK, kThreshold, kPercentile, kRandom, kMask, kStructured, kSparse };
   Kind kind = Kind::kAll;
   bool flat = false;             // one space, not each tensor by itself
   std::vector<uint64_t> counts;  // a group: k of top-k and random
   std::vector<uint64_t> seeds;   // a group: random
-  double value = 0;              // the threshold, or the percentile
+  double value = 0;              // the threshold, the percentile, or the density of channels, 0 for
+                                 // those that are not all zero
   Interpolation interpolation = Interpolation::kLinear;
   std::span<const uint8_t> bits;  // the mask
   uint64_t n = 0;
+  uint64_t axis = 0;  // of channels
+  int order = 2;      // of their norm
 };
 
 struct Quantize {

@@ -70,6 +70,17 @@ struct Kernels {
   size_t (*count_above_f32)(const float* x, size_t n, uint32_t threshold);
   size_t (*count_above_f64)(const double* x, size_t n, uint64_t threshold);
 
+  // --- channels ----------------------------------------------------------------------------------
+  // Adds to norms[c] the scaled magnitudes of channel c (order 1) or their squares (order 2), of a
+  // factor from norm_factor.
+  void (*add_norms_f32)(const float* x, size_t n, Grid grid, int order, double factor,
+                        uint64_t* norms);
+  void (*add_norms_f64)(const double* x, size_t n, Grid grid, int order, double factor,
+                        uint64_t* norms);
+  // Makes used[c] 1 if a value of channel c is not zero; may leave out those where it is 1 already.
+  void (*mark_used_f32)(const float* x, size_t n, Grid grid, uint8_t* used);
+  void (*mark_used_f64)(const double* x, size_t n, Grid grid, uint8_t* used);
+
   // --- masks: bit i of the string belongs to value i ---------------------------------------------
   void (*pack_mask)(const uint8_t* mask, size_t n, uint8_t* bits);  // any non-zero byte is true
   void (*unpack_mask)(const uint8_t* bits, size_t n, uint8_t* mask);

@@ -101,6 +101,19 @@ double percentile_threshold(const Kernels& kernels, Parts<double> parts, double 
 // round_down(value).
 float round_down(double value);
 
+// Which channels of n > 0 values are kept: a bit each. Those that are not all zero where `density`
+// is 0, else the share of them with the largest norms; of those that are all zero none without
+// `zeros`. Nothing at all if it meets a value that is not finite.
+struct ChannelCut {
+  double density;
+  int order;  // of the norm: 1 or 2
+  bool zeros;
+};
+std::vector<uint8_t> kept_channels(const Kernels& kernels, const float* x, uint64_t n, Grid grid,
+                                   ChannelCut cut);
+std::vector<uint8_t> kept_channels(const Kernels& kernels, const double* x, uint64_t n, Grid grid,
+                                   ChannelCut cut);
+
 // The k kept positions of [0, n) in ascending order; k <= n < 2^63.
 void sorted_random_positions(const Kernels& kernels, uint64_t seed, uint64_t n, uint64_t k,
                              uint64_t* positions);

@@ -39,6 +39,13 @@ using KeyOf = std::conditional_t<std::is_same_v<Float, float>, uint32_t, uint64_
                          Float* out) {                                                             \
     k.apply_mask_##suffix(x, bits, n, out);                                                        \
   }                                                                                                \
+  inline void add_norms(const Kernels& k, const Float* x, size_t n, Grid grid, int order,          \
+                        double factor, uint64_t* norms) {                                          \
+    k.add_norms_##suffix(x, n, grid, order, factor, norms);                                        \
+  }                                                                                                \
+  inline void mark_used(const Kernels& k, const Float* x, size_t n, Grid grid, uint8_t* used) {    \
+    k.mark_used_##suffix(x, n, grid, used);                                                        \
+  }                                                                                                \
   inline void sum(const Kernels& k, const Float* a, const Float* b, size_t n, Float* out) {        \
     k.sum_##suffix(a, b, n, out);                                                                  \
   }                                                                                                \
