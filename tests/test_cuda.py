@@ -184,6 +184,17 @@ def test_positions_of_more_than_32_bits_are_decoded_by_the_cpu():
     assert_same(get(out), values)
 
 
+def test_channels_go_by_the_cpu():
+    cuda = ops.cuda_backend()
+    segments = [([0], ("coder", ("structured", 1, 0), None))]
+    decoder = pipeline._body_coder("Decoder", [1], [(2, 3)], segments, cuda)
+    assert isinstance(decoder, gpu.HostDecoder)
+    segments = [([0], ("coder", ("structured", 1, 0, 0.5, 2), None))]
+    encoder = cuda.body.Encoder([1], [(2, 3)], segments)
+    with pytest.raises(cuda.Refused):
+        encoder.encode(b"", arrays.read(put(np.ones((2, 3), np.float32))).storage, True)
+
+
 def large_enough():
     return np.array([0, 1, 0, -2, 3], np.float32)
 

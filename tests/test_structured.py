@@ -22,10 +22,9 @@ def test_the_channels_are_those_of_torchs_ln_structured(shape, axis, order, prun
     prune = pytest.importorskip("torch.nn.utils.prune")
     rng = np.random.default_rng(7)
     spread = [shape[axis] if a == axis else 1 for a in range(len(shape))]
-    # Norms some percent apart, in no order: no rounding could exchange two.
-    weights = rng.standard_normal(shape) * rng.permutation(1.05 ** np.arange(shape[axis])).reshape(
-        spread
-    )
+    # Norms far apart, in no order: no rounding could exchange two.
+    scales = rng.permutation(np.geomspace(1, 1e4, shape[axis])).reshape(spread)
+    weights = rng.standard_normal(shape) * scales
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(torch.from_numpy(weights.astype(np.float32)))
     prune.ln_structured(layer, "weight", amount=pruned, n=order, dim=axis)
