@@ -18,15 +18,7 @@ from fedcodec.sim.uplink_pruning import (
 )
 
 SETTINGS = replace(PAPER_SETTINGS, clients=12, rounds=3, average_last=1, batch_size=16)
-KINDS = [
-    "unstructured",
-    pytest.param(
-        "structured",
-        marks=pytest.mark.skipif(
-            not hasattr(fc, "Structured"), reason="this fedcodec has no structured selection"
-        ),
-    ),
-]
+KINDS = ["unstructured", "structured"]
 
 
 @pytest.fixture(autouse=True, scope="module")
