@@ -288,7 +288,7 @@ def test_numpys_numbers_are_numbers():
     values = draw(7, 100)
     assert_as_on_cpu(ops.topk, values, np.int64(3))
     assert_as_on_cpu(ops.compact, values, np.float32(0.5), ties=np.int8(1))
-    assert_as_on_cpu(ops.percentile_threshold, values, np.array(50.0))
+    assert_as_on_cpu(ops.percentile_threshold, values, np.float64(50.0))
     assert_as_on_cpu(ops.quantize, values, 8, 10, 10, [1, 2, 3])
 
 

@@ -104,7 +104,7 @@ def test_the_readme(tmp_path, monkeypatch):
 def test_the_readme_s_commands(tmp_path, monkeypatch):
     if not README.exists():
         pytest.skip("an installed package has no README")
-    for package in ("click", "safetensors", "torch", "sklearn", "matplotlib"):
+    for package in ("click", "jinja2", "safetensors", "torch", "sklearn", "matplotlib"):
         pytest.importorskip(package)
     from click.testing import CliRunner
 
@@ -114,8 +114,12 @@ def test_the_readme_s_commands(tmp_path, monkeypatch):
     np.savez("model.npz", weight=np.arange(1000, dtype=np.float32))
     lines = re.findall(r"^fedcodec .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
-    commands[-1] += ["--jobs", "1"]
-    assert {"compress", "inspect", "decompress", "simulate"} == {command[0] for command in commands}
+    names = {"compress", "inspect", "decompress", "simulate", "study"}
+    assert names == {command[0] for command in commands}
     for command in commands:
+        if command[0] in ("simulate", "study"):
+            command += ["--jobs", "1"]
+        if command[0] == "study":
+            command += ["--rounds", "1"]  # the tests of the studies run them whole
         result = CliRunner().invoke(cli.commands, command)
         assert result.exit_code == 0, (command, result.output, result.exception)
