@@ -63,7 +63,8 @@ __global__ void join_bits(const uint8_t* mask, uint64_t n, uint8_t* bits) {
   if (first >= n) return;
   const uint64_t bytes = load_eight(mask + first, eight_of(n, first));
   unsigned joined = 0;
-  for (unsigned i = 0; i < 8; ++i) joined |= static_cast<unsigned>((bytes >> (8 * i) & 0xff) != 0) << i;
+  for (unsigned i = 0; i < 8; ++i)
+    joined |= static_cast<unsigned>((bytes >> (8 * i) & 0xff) != 0) << i;
   bits[first / 8] = static_cast<uint8_t>(joined);
 }
 

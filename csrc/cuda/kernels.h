@@ -268,7 +268,8 @@ void widen_positions(const uint32_t* from, uint64_t n, int64_t* to, Workspace& w
 void narrow_positions(const int64_t* from, uint64_t n, uint64_t below, uint32_t* to,
                       uint32_t* invalid, Workspace& workspace);
 
-// A mask keeps where its byte is not 0. Raises *not_finite to 1 if a value is not finite, kept or not.
+// A mask keeps where its byte is not 0. Raises *not_finite to 1 if a value is not finite, kept or
+// not.
 void apply_mask(const void* values, bool wide, uint64_t n, const uint8_t* mask, void* out,
                 uint32_t* not_finite, Workspace& workspace);
 void pack_mask(const uint8_t* mask, uint64_t n, uint8_t* bits, Workspace& workspace);
