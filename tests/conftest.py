@@ -34,3 +34,13 @@ def isa(request):
     ops.use(request.param)
     yield request.param
     ops.use(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread, as the simulator computes: sums come out the same."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -14,17 +14,11 @@ from fedcodec.sim.cascade import COMBINATIONS, CascadeRun, CascadeSettings, Comb
 from fedcodec.sim.cascade_report import PUBLISHED, summarise, write_report
 from fedcodec.sim.data import Dataset
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = CascadeSettings(dataset="digits", rounds=2, hidden=(16,), student_hidden=(8,))
 NONE, PRUNE, INT8, DISTIL = COMBINATIONS[:4]
 ALL = COMBINATIONS[-1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_eight_combinations_are_the_papers():

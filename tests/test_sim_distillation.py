@@ -6,15 +6,9 @@ from fedcodec.sim.data import load_dataset
 from fedcodec.sim.distillation import distillation_loss, train_student
 from fedcodec.sim.models import FlatModel, build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALPHA, TEMPERATURE = 0.3, 2.5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -14,16 +14,10 @@ from fedcodec.sim.models import FlatModel, build_model
 from fedcodec.sim.settings import Settings
 from fedcodec.sim.study import run_study
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = Settings(hidden=(8,), clients=6, clients_per_round=3, rounds=3, average_last=1)
 PARAMETERS = 64 * 8 + 8 + 8 * 10 + 10
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -8,15 +8,9 @@ from fedcodec.sim import models
 from fedcodec.sim.data import Dataset, load_dataset
 from fedcodec.sim.models import FlatModel, build_model, build_paper_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODELS = ["mlp", "cnn", "resnet12"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,9 @@ from fedcodec.sim import models, pruning
 from fedcodec.sim.data import load_dataset
 from fedcodec.sim.models import FlatModel, build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 AMOUNTS = [0.0, 0.1, 0.37, 0.8, 1.0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

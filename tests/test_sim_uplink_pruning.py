@@ -17,16 +17,9 @@ from fedcodec.sim.uplink_pruning import (
     uplink_codec,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = replace(PAPER_SETTINGS, clients=12, rounds=3, average_last=1, batch_size=16)
 KINDS = ["unstructured", "structured"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
