@@ -47,9 +47,11 @@ def test_training_follows_torch_sgd(name, momentum, digits):
                 optimiser.step()
         flat.train(images, labels, orders, 16, 0.05, momentum)
     trained = flat.named(flat.weights)
+    # Twelve layers and batch norm carry a rounding further than three layers do.
+    atol = 1e-4 if name == "resnet12" else 1e-5
     for key, value in plain.state_dict().items():
         if value.is_floating_point():
-            np.testing.assert_allclose(trained[key], value.numpy(), rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(trained[key], value.numpy(), rtol=1e-3, atol=atol)
 
 
 @pytest.mark.usefixtures("narrow")

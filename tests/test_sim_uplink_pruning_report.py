@@ -111,6 +111,21 @@ def test_all_cells_are_trained_on_a_gpu_and_those_that_can_be_on_processors():
     assert here["simple-cnn-mnist-structured-30-delta-2"][1] == 25
 
 
+def test_a_round_on_processors_is_not_taken_for_a_gpus_cell(tmp_path, monkeypatch):
+    kept_by = []
+
+    def run_kept(output, about, cells, jobs):
+        kept_by.append(about)
+        return dict.fromkeys(cells)
+
+    monkeypatch.setattr(cli, "run_kept", run_kept)
+    for device in ("cpu", "cuda"):
+        command = ["study", "pruning", "--device", device, "--output", str(tmp_path)]
+        result = CliRunner().invoke(cli.commands, command)
+        assert result.exit_code == 0, result.output
+    assert kept_by[0] != kept_by[1]
+
+
 @pytest.mark.slow
 def test_the_quick_study(tmp_path):
     result = CliRunner().invoke(

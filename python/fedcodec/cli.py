@@ -418,8 +418,7 @@ def pruning(
         average_last=1,
     )
     about = asdict(settings)
-    for name in ("data_dir", "device"):
-        about.pop(name)
+    about.pop("data_dir")  # not the device: ResNet-12 is trained for a round only without a GPU
     cells = {
         name: cell
         for name, cell in study_cells(settings, run_seeds, quick=quick).items()

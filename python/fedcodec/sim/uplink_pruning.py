@@ -301,7 +301,7 @@ EXPERIMENTS = (
     Experiment("resnet12", "cifar10", 0.35),
 )
 QUICK_EXPERIMENT = Experiment("simple-cnn", "digits", 0.85)
-# In the paper's table 1 too; on processors, what can be had of ResNet-12 in minutes.
+# What can be had of ResNet-12 on processors in minutes.
 SMALL_ROUNDS, SMALL_TEST_IMAGES = 1, 1000
 Cell = Callable[[Callable[[], None]], Any]
 
