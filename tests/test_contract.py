@@ -35,6 +35,7 @@ CARDS = {
     ],
     "randomk": ["randomk(0.2)", 'randomk(0.5, scope="tensor", seed=3) | int8(stochastic=True)'],
     "mask": [],  # made for one spec: test_mask
+    "autoencoder": [],  # likewise: test_autoencoder.py
     "structured": [
         "structured",
         "structured(0.6, order=1)",
@@ -127,7 +128,7 @@ def test_every_registered_stage_has_a_card():
 def test_every_pipeline_that_makes_sense_is_tried():
     assert len(PIPELINES) == 2 * (12 * 10 + 12)
     used = {stage.name for codec in PIPELINES for one in codec.pipelines() for stage in one.stages}
-    assert used | {"residual", "mask"} == set(CARDS)
+    assert used | {"residual", "mask", "autoencoder"} == set(CARDS)
 
 
 @pytest.mark.parametrize("text", [*itertools.chain(*CARDS.values()), *RULES])

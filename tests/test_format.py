@@ -88,6 +88,7 @@ WIRE = {
     'threshold(percentile=50, scope="tensor")': (0x21, b""),
     "randomk(0.5)": (0x22, b""),
     'randomk(0.5, scope="tensor")': (0x23, b""),
+    'autoencoder("000102030405060708090a0b0c0d0e0f")': (0x10, bytes(range(16))),
     'mask("0123456789abcdef")': (0x24, bytes.fromhex("0123456789abcdef")),
     "structured": (0x25, b"\x00"),
     "structured(0.5, order=1)": (0x25, b"\x00"),
@@ -417,7 +418,7 @@ REFUSED = {
     ),
     "more pipelines than tensors": payload(one(1, 1), b"\2" + RAW * 2 + b"\0", f32(1), flags=4),
     "a million empty pipelines": payload(one(1, 1), leb(10**6) + RAW * 10**6, f32(1), flags=4),
-    "an unknown stage": payload(one(1, 1), pipe((0x10, b"")), f32(1)),
+    "an unknown stage": payload(one(1, 1), pipe((0x1F, b"")), f32(1)),
     "the last id": payload(one(1, 1), pipe((0xFF, b"")), f32(1)),
     "a third party's": payload(one(1, 1), pipe((0xBF, b"")), f32(1)),
     "two select stages": payload(one(1, 1), pipe((0x20, b""), (0x21, b"")), b""),
@@ -425,6 +426,10 @@ REFUSED = {
     "lossless before quantize": payload(one(1, 9), pipe((0x50, b""), (0x36, b"")), b""),
     "select before a residual": payload(one(1, 9), pipe((0x20, b""), (0x40, b"\0\0")), b""),
     "quantize before a residual": payload(one(1, 9), pipe((0x36, b""), (0x40, b"\0\0")), b""),
+    "a transform before a residual": payload(one(1, 9), pipe((0x10, bytes(16)), (0x40, b"\0\0")), b""),
+    "select before a transform": payload(one(1, 9), pipe((0x20, b""), (0x10, bytes(16))), b""),
+    "a decoder of 15 bytes": payload(one(1, 9), pipe((0x10, bytes(15))), b""),
+    "a decoder of 17 bytes": payload(one(1, 9), pipe((0x10, bytes(17))), b""),
     "lossless inside a residual": payload(one(1, 9), pipe((0x40, ZSTD + b"\0")), LONG),
     "a residual inside a residual": payload(one(1, 1), nested(2), f32(0, 0, 0)),
     "a residual second in a residual": payload(
@@ -561,14 +566,18 @@ REASONS = {
     'a pipeline without a tensor': 'a pipeline codes no tensor (at byte 18)',
     'more pipelines than tensors': '2 pipelines for 1 tensors (at byte 11)',
     'a million empty pipelines': '1000000 pipelines for 1 tensors (at byte 13)',
-    'an unknown stage': 'unknown stage 0x10; is its codec registered? (at byte 13)',
+    'an unknown stage': 'unknown stage 0x1f; is its codec registered? (at byte 13)',
     'the last id': 'unknown stage 0xff; is its codec registered? (at byte 13)',
     "a third party's": 'unknown stage 0xbf; is its codec registered? (at byte 13)',
     'two select stages': 'sparse stands before sparse(scope="tensor") (at byte 15)',
     'quantize before select': 'sign stands before sparse (at byte 15)',
     'lossless before quantize': 'zstd stands before sign (at byte 15)',
-    'select before a residual': 'a residual stands beside a select or quantize stage (at byte 17)',
-    'quantize before a residual': 'a residual stands beside a select or quantize stage (at byte 17)',
+    'select before a residual': 'a residual stands beside a stage that is not lossless (at byte 17)',
+    'quantize before a residual': 'a residual stands beside a stage that is not lossless (at byte 17)',
+    'a transform before a residual': 'a residual stands beside a stage that is not lossless (at byte 33)',
+    'select before a transform': 'sparse stands before autoencoder("00000000000000000000000000000000") (at byte 31)',
+    'a decoder of 15 bytes': '16 bytes expected, 15 left (at byte 13)',
+    'a decoder of 17 bytes': '1 bytes left over (at byte 29)',
     'lossless inside a residual': 'a lossless stage inside a residual (at byte 16)',
     'a residual inside a residual': 'a residual inside a residual (at byte 18)',
     'a residual second in a residual': 'a residual inside a residual (at byte 19)',
@@ -1157,9 +1166,9 @@ def test_what_is_no_payload_is_called_so_before_anything_else(what):
             read(what)
 
 
-# --- what is reserved (docs/format.md, section 5) -----------------------------------------------------------------
+# --- what is reserved (docs/format.md, section 6) -----------------------------------------------------------------
 
-UNASSIGNED = [*range(0x10), *range(0x10, 0x20), *range(0x26, 0x30), *range(0x39, 0x40), *range(0x41, 0x50),
+UNASSIGNED = [*range(0x10), *range(0x11, 0x20), *range(0x26, 0x30), *range(0x39, 0x40), *range(0x41, 0x50),
               *range(0x51, 0x80), *range(0xC0, 0x100)]  # fmt: skip
 
 

@@ -34,6 +34,8 @@ FACADES = {
     ("codec", "pipeline", "encode"),
     ("spec", "arrays", "of"),
     ("codecs", "frame", "_read"),  # a residual holds whole pipelines
+    ("codecs", "pipeline", "read"),  # a decoder comes in a payload
+    ("shared", "codecs", "add_decoder"),
 }
 # Who may know a library besides NumPy and the standard one.
 GUESTS = {
@@ -41,10 +43,10 @@ GUESTS = {
     "ml_dtypes": ["arrays", "testing"],
     "hypothesis": ["testing"],
     "cupy": ["arrays"],
-    "torch": ["arrays", "sim", "adapters", "bench", "cli"],
+    "torch": ["arrays", "codecs", "sim", "adapters", "bench", "cli"],
     "jax": ["arrays", "adapters"],
     "click": ["cli"],
-    "rich": ["cli", "sim"],
+    "rich": ["cli", "codecs", "sim"],
     "safetensors": ["cli"],
     "jinja2": ["sim"],
     "matplotlib": ["sim", "bench"],

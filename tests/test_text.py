@@ -21,6 +21,7 @@ TEXTS = [
     "sparse",
     'sparse(scope="tensor")',
     'mask("0123456789abcdef")',
+    'autoencoder("0123456789abcdef0123456789abcdef") | int8',
     "structured",
     "structured(0.7)",
     "structured(0.7, axis=1, order=1)",
@@ -114,7 +115,7 @@ def test_other_spellings(text, meant):
         ("top_k(0.01)", "character 0", "unknown stage 'top_k'; did you mean topk?"),
         ("raw | TopK(0.01)", "character 6", "unknown stage 'TopK'; did you mean topk?"),
         ("residual(sgn; raw)", "character 9", "unknown stage 'sgn'; did you mean sign?"),
-        ("huffman", "character 0", "unknown stage 'huffman'; there are cast, "),
+        ("huffman", "character 0", "unknown stage 'huffman'; there are autoencoder, "),
         ("threshold(precentile=3)", "character 0", "'precentile'; did you mean percentile?"),
         ("threshold", "character 0", "threshold needs either value= or percentile="),
         ("topk(0.1, scope=layer)", "character 0", "scope is 'layer', it must be one of"),
@@ -175,7 +176,7 @@ def test_errors_do_not_repeat_a_huge_text(text):
     assert len(str(caught.value)) < 600
 
 
-ORDER = "a pipeline is select | quantize | lossless, one stage of each kind at most"
+ORDER = "a pipeline is transform | select | quantize | lossless, one stage of each kind at most"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from . import ops
 from .aggregate import Aggregator
 from .codec import Codec, Lossless, Quantizer
 from .codecs import (
+    AutoEncoder,
     Cast,
+    Decoder,
+    Funnel,
     Int8,
     KBit,
     Mask,
@@ -20,12 +23,14 @@ from .codecs import (
     Raw,
     Residual,
     Sign,
+    Snapshots,
     Sparse,
     Structured,
     Ternary,
     Threshold,
     TopK,
     Zstd,
+    flatten,
 )
 from .errors import BackendError, DecodeError, FedcodecError, NonFiniteError, SpecMismatch
 from .feedback import ErrorFeedback
@@ -43,12 +48,15 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Aggregator",
+    "AutoEncoder",
     "BackendError",
     "Cast",
     "Codec",
     "DecodeError",
+    "Decoder",
     "ErrorFeedback",
     "FedcodecError",
+    "Funnel",
     "Int8",
     "KBit",
     "Limits",
@@ -63,6 +71,7 @@ __all__ = [
     "Residual",
     "Shared",
     "Sign",
+    "Snapshots",
     "Sparse",
     "Spec",
     "SpecMismatch",
@@ -74,6 +83,7 @@ __all__ = [
     "Zstd",
     "decode",
     "digest",
+    "flatten",
     "from_config",
     "get_num_threads",
     "info",

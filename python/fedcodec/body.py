@@ -4,8 +4,8 @@ An `Encoder` and a `Decoder` are made once of the dtype ids, the shapes and the 
 kernels of `ops`: `fedcodec.ops.reference` or another backend with the same functions. Every call takes one array for
 each tensor: contiguous, of any shape, of its dtype or of its bytes (uint16 for the 16-bit floats, else uint8).
 
-A *segment* is ``(tensor indices, coder)``, a coder ``("coder", select, quantize)`` or, of two of those,
-``("residual", coder, coder)``:
+A *segment* is ``(tensor indices, coder)``, a coder ``("coder", select, quantize)``, such a one behind a transform,
+``("transform", transform, coder)``, or, of two of those, ``("residual", coder, coder)``:
 
 ========  =======================================================================================================
 select    None, ``("mask", bits, n)``; to encode ``("topk", scope, [k])``, ``("threshold", scope, value)``,
@@ -18,11 +18,13 @@ quantize  None, ``("integer", bits, granularity, size)``, to encode followed by 
 ========  =======================================================================================================
 
 A Python quantizer has ``encode_values(values, seed) -> bytes`` and ``decode_values(data, n) -> float32 array``; its
-values travel as varint length and bytes, whatever their size.
+values travel as varint length and bytes, whatever their size. A transform has ``forward(values) -> float32 array`` to
+encode, to decode ``values`` and ``outputs``, the sizes before and behind it, and ``inverse(outputs)``.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate as running_sum
@@ -45,6 +47,7 @@ Segment = tuple[Sequence[int], Coder]
 
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64, BOOL = 1, 2, 3, 4, 16
 _ROUNDINGS = 1 + 2.0**-20  # more than the rounding of a sum can add
+_ALL = ("all", 0)  # in the place of a select stage: one flat space
 _EXACT = {
     8: "i1",
     9: "<i2",
@@ -253,6 +256,8 @@ class _Encoder:
     def coder(self, coder: Coder, floats: list[int], work: dict[int, Array]) -> list[_Piece]:
         """Write a coding and return what it decodes to, where `decodes`."""
         kind, one, two = coder
+        if kind == "transform":
+            return self.transformed(one, two, floats, work)
         if kind == "residual":
             first = _dense(self.tensors, floats, self.coder(one, floats, work))
             with np.errstate(over="ignore"):
@@ -272,6 +277,28 @@ class _Encoder:
                 values = self.values(two, group, positions, values)
             pieces.extend(_pieces(group, positions, values))
         return pieces
+
+    def transformed(
+        self, transform: Any, coder: Coder, floats: list[int], work: dict[int, Array]
+    ) -> list[_Piece]:
+        (group,) = _groups(self.tensors, floats, _ALL)
+        if group.n == 0:
+            return []
+        values = np.concatenate([work[i] for i in floats])
+        outputs = transform.forward(self.fitted(values, FLOAT32, group, None))
+        inner = _Encoder([(outputs, FLOAT32, outputs.shape)], self.drawn, self.ops)
+        inner.out, inner.decodes = self.out, self.decodes
+        try:
+            pieces = inner.coder(coder, [0], {0: outputs})
+        except NonFinite as error:
+            _, element, value, dtype = error.args
+            beyond = f"beyond the largest {dtypes.BY_ID[dtype].name}"
+            raise ValueError(f"{transform}: output {element} is {value}, {beyond}") from None
+        self.drawn = inner.drawn
+        if not self.decodes:
+            return []
+        decoded = transform.inverse(_dense(inner.tensors, [0], pieces)[0])
+        return list(_pieces(group, None, decoded))
 
     def select(
         self, select: Any, number: int, group: _Group, parts: list[Array], quantize: Any
@@ -492,6 +519,8 @@ class _Decoder:
 
     def coder(self, coder: Coder, floats: list[int]) -> list[_Coded]:
         kind, one, two = coder
+        if kind == "transform":
+            return self.transformed(one, two, floats)
         if kind == "residual":
             terms = [self.coder(term, floats) for term in (one, two)]
             first, second = (
@@ -511,6 +540,25 @@ class _Decoder:
             values, bound = self.values(two, group, m) if m else (np.zeros(0, np.float32), 0.0)
             coded.append(_Coded(list(_pieces(group, positions, values)), bound))
         return coded
+
+    def transformed(self, transform: Any, coder: Coder, floats: list[int]) -> list[_Coded]:
+        (group,) = _groups(self.tensors, floats, _ALL)
+        if group.n == 0:
+            return []
+        start = self.reader.offset
+        if group.n != transform.values:
+            expected = f"{transform.values} values, the tensors have {group.n}"
+            raise DecodeError(f"the decoder is for {expected}", start)
+        inner = copy.copy(self)  # of the same reader
+        inner.tensors = [(None, FLOAT32, (transform.outputs,))]
+        pieces = [piece for coded in inner.coder(coder, [0]) for piece in coded.pieces]
+        try:
+            values: Array = transform.inverse(_dense(inner.tensors, [0], pieces)[0])
+        except Exception as error:
+            raise DecodeError(f"the decoder refuses its input: {error!r}", start) from error
+        if not np.isfinite(values).all():
+            raise DecodeError("the decoder returned a value that is not finite", start)
+        return [_Coded(list(_pieces(group, None, values)), _magnitude(values))]
 
     def positions(self, select: Any, quantize: Any, group: _Group) -> Array | None:
         if select is None:

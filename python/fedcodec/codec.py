@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from .shared import Shared
     from .spec import Spec
 
-Kind: TypeAlias = Literal["select", "quantize", "sum", "lossless"]
+Kind: TypeAlias = Literal["transform", "select", "quantize", "sum", "lossless"]
 Determinism: TypeAlias = Literal["backend", "version", "none"]
 Scope: TypeAlias = Literal["update", "tensor"]
 Framing: TypeAlias = Literal["inline", "reference"]
 
-ORDER: tuple[Kind, ...] = ("select", "quantize", "sum", "lossless")
+ORDER: tuple[Kind, ...] = ("transform", "select", "quantize", "sum", "lossless")
 SCOPES: tuple[Scope, ...] = ("update", "tensor")
 
 
@@ -250,6 +250,35 @@ class Stage(Codec):
         return f"{name}({', '.join(arguments)})" if arguments or name[0].isupper() else name
 
 
+class Transform(Stage):
+    """A stage that puts one array of float32 in the place of all float tensors, for the stages behind it.
+
+    It is the encoder's end: what undoes it is found by the decoder in what it holds (`fedcodec.Shared`).
+    """
+
+    kind = "transform"
+    _determinism = "none"
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """The size of that array."""
+
+    @abstractmethod
+    def forward(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the array for the values of the float tensors, put end to end.
+
+        Raises
+        ------
+        ValueError
+            If the values are not as many as it is made for, or the result is beyond float32.
+        """
+
+    @abstractmethod
+    def inverse(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return what the decoder makes of such an array."""
+
+
 class Select(Stage):
     """A stage that chooses which values are kept; the others decode to zero."""
 
@@ -317,7 +346,7 @@ class Quantizer(Quantize):
 
 @dataclass(frozen=True, repr=False)
 class Pipeline(Codec):
-    """Stages in the order select | quantize | lossless, at most one of each kind.
+    """Stages in the order transform | select | quantize | lossless, at most one of each kind.
 
     Raises
     ------
@@ -334,9 +363,9 @@ class Pipeline(Codec):
             if ORDER.index(after.kind) <= ORDER.index(before.kind):
                 raise ValueError(
                     f"{before} ({before.kind}) cannot stand before {after} ({after.kind}): "
-                    "a pipeline is select | quantize | lossless, one stage of each kind at most"
+                    "a pipeline is transform | select | quantize | lossless, one stage of each kind at most"
                 )
-        if self.find("sum") and (self.find("select") or self.find("quantize")):
+        if self.find("sum") and any(map(self.find, ORDER[: ORDER.index("sum")])):
             raise ValueError(
                 f"{self.find('sum')} holds whole pipelines: only a lossless stage may stand beside it"
             )

@@ -1,15 +1,16 @@
-"""The 8 bytes by which a payload names what both ends hold."""
+"""The bytes by which a payload names what both ends hold."""
 
 from __future__ import annotations
 
 import hashlib
 
 DIGEST_BYTES = 8
+DECODER_DIGEST_BYTES = 16  # what they name may come from strangers
 
 
-def digest(label: str, *parts: bytes | memoryview) -> bytes:
-    """Return the first 8 bytes of SHA-256 over a label, a zero byte and the parts."""
+def digest(label: str, *parts: bytes | memoryview, size: int = DIGEST_BYTES) -> bytes:
+    """Return the first bytes of SHA-256 over a label, a zero byte and the parts."""
     state = hashlib.sha256(label.encode("ascii") + b"\0")
     for part in parts:
         state.update(part)
-    return state.digest()[:DIGEST_BYTES]
+    return state.digest()[:size]

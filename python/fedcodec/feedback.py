@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -267,7 +268,7 @@ class ErrorFeedback(Locked):
 
     def _prepared(self, payload: bytes, spec: Spec, floats: Floats) -> pipeline.Decoded:
         if self._held is None or self._held[0] is not spec:
-            shared = Shared()
+            shared = Shared(max_bytes=sys.maxsize)
             self.codec.add_shared(shared)
             shared.add_rules(self.codec, spec)
             self._held = spec, shared

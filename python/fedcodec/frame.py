@@ -222,8 +222,8 @@ def _read_pipeline(reader: Reader, *, inside: bool) -> WirePipeline:
             raise DecodeError(f"{stages[-1].text} stands before {stage.text}", reader.offset)
         stages.append(stage)
     found = {stage.kind: stage.coder for stage in stages}
-    if "sum" in found and found.keys() & {"select", "quantize"}:
-        raise DecodeError("a residual stands beside a select or quantize stage", reader.offset)
+    if "sum" in found and found.keys() - {"sum", "lossless"}:
+        raise DecodeError("a residual stands beside a stage that is not lossless", reader.offset)
     if inside and "lossless" in found:
         raise DecodeError("a lossless stage inside a residual", reader.offset)
     select, quantize = found.get("select"), found.get("quantize")
@@ -231,9 +231,10 @@ def _read_pipeline(reader: Reader, *, inside: bool) -> WirePipeline:
     if select is not None and by_channel:
         raise DecodeError("scales per channel after a select stage", reader.offset)
     text = " | ".join(stage.text for stage in stages) or "raw"
-    return WirePipeline(
-        text, found.get("sum") or ("coder", select, quantize), found.get("lossless")
-    )
+    coder = found.get("sum") or ("coder", select, quantize)
+    if "transform" in found:
+        coder = ("transform", found["transform"], coder)
+    return WirePipeline(text, coder, found.get("lossless"))
 
 
 def settle_spec(frame: Frame, like: Spec | None, limits: Limits) -> Spec:
@@ -258,9 +259,12 @@ def settle_spec(frame: Frame, like: Spec | None, limits: Limits) -> Spec:
 
 
 def resolve(coder: tuple[Any, ...], shared: Shared | None) -> tuple[Any, ...]:
-    """Replace the digests of masks by the masks."""
+    """Replace the digests of masks and decoders by what they name."""
     if coder[0] == "residual":
         return (coder[0], *(resolve(inner, shared) for inner in coder[1:]))
+    if coder[0] == "transform":
+        decoder = _look_up(shared, coder[1], "decoder")
+        return coder[0], decoder, resolve(coder[2], shared)
     _, select, quantize = coder
     if select is not None and select[0] == "mask":
         mask = _look_up(shared, select[1], "mask")

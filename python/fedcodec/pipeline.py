@@ -14,7 +14,18 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import arrays, body, dtypes, frame, gpu, ops
 from .arrays import Storage
-from .codec import Codec, Draws, Framing, Lossless, Pipeline, Quantize, RuleTable, Select, Stage
+from .codec import (
+    Codec,
+    Draws,
+    Framing,
+    Lossless,
+    Pipeline,
+    Quantize,
+    RuleTable,
+    Select,
+    Stage,
+    Transform,
+)
 from .codecs.raw import Raw
 from .codecs.residual import Residual
 from .digests import DIGEST_BYTES
@@ -228,14 +239,14 @@ def _within(spec: Spec, limits: Limits) -> bool:
 
 
 def _limit_work(spec: Spec, segments: Sequence[Segment], limits: Limits) -> None:
-    """Count the two terms of residuals, which are decoded by themselves before they are summed."""
-    summed = [index for own, coder in segments if coder[0] == "residual" for index in own]
+    """Count the two terms of residuals and what a transform returns, which are whole before they are written."""
+    indirect = [index for own, coder in segments if coder[0] != "coder" for index in own]
     work = sum(
-        2 * max(4, spec.untied[i].nbytes // max(1, spec.sizes[i])) * spec.sizes[i] for i in summed
+        2 * max(4, spec.untied[i].nbytes // max(1, spec.sizes[i])) * spec.sizes[i] for i in indirect
     )
     if spec.nbytes + work > limits.max_bytes:
         raise DecodeError(
-            f"the sum of residuals takes {spec.nbytes + work} bytes, the limit is {limits.max_bytes}"
+            f"decoding takes {spec.nbytes + work} bytes, the limit is {limits.max_bytes}"
         )
 
 
@@ -540,15 +551,17 @@ def _coder(pipeline: Pipeline, sizes: list[int], draws: Draws) -> tuple[Any, ...
     whole = pipeline.find("sum")
     if isinstance(whole, Residual):
         return ("residual", *(_coder(part, sizes, draws) for part in whole.parts))
+    transform = pipeline.find("transform")
     select, quantize = pipeline.find("select"), pipeline.find("quantize")
-    groups = sizes
+    groups = [transform.outputs] if isinstance(transform, Transform) else sizes
     if isinstance(select, Select) and not select.by_tensor:
-        groups = [sum(sizes)] if sizes else []
-    return (
+        groups = [sum(groups)] if groups else []
+    coder = (
         "coder",
         select.coder(groups, draws) if isinstance(select, Select) else None,
         quantize.coder(draws) if isinstance(quantize, Quantize) else None,
     )
+    return coder if transform is None else ("transform", transform, coder)
 
 
 def _body_coder(
@@ -577,10 +590,12 @@ def _is_for_cpu(sizes: Sequence[int], mine: Sequence[int], coder: tuple[Any, ...
     """Tell what no GPU does: stages in Python, channels, and selection and mean magnitudes of 2^32 values or more."""
     if coder[0] == "residual":
         return any(_is_for_cpu(sizes, mine, term) for term in coder[1:])
+    if _in_python(coder):
+        return True
     _, select, quantize = coder
     counts = select is not None or (quantize is not None and quantize[0] == "sign")
     structured = select is not None and select[0] == "structured"
-    return _in_python(coder) or structured or (counts and sum(sizes[i] for i in mine) >> 32 > 0)
+    return structured or (counts and sum(sizes[i] for i in mine) >> 32 > 0)
 
 
 def _segment_coder(name: str, spec: Spec, segment: Segment, backend: ModuleType) -> Any:
@@ -593,6 +608,8 @@ def _segment_coder(name: str, spec: Spec, segment: Segment, backend: ModuleType)
 def _in_python(coder: tuple[Any, ...]) -> bool:
     if coder[0] == "residual":
         return any(_in_python(inner) for inner in coder[1:])
+    if coder[0] == "transform":
+        return True
     return coder[2] is not None and coder[2][0] == "python"
 
 

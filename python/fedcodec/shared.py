@@ -15,6 +15,7 @@ from .reader import varint
 
 if TYPE_CHECKING:
     from .codec import Codec
+    from .codecs.autoencoder import Decoder
     from .spec import Spec, TensorSpec
 
 
@@ -73,7 +74,7 @@ def _plain(part: arrays.Storage, tensor: TensorSpec) -> memoryview:
 
 
 class Shared:
-    """A bounded store of masks, bases and rule tables, by digest.
+    """A bounded store of masks, bases, rule tables and decoders, by digest.
 
     Decoding looks up here whatever a payload names by digest. When `max_bytes` is exceeded the entries used longest
     ago are dropped.
@@ -116,13 +117,34 @@ class Shared:
         table = codec.table(spec).encoded
         return self._add(digest("fedcodec/rules", table), "rules", table, len(table))
 
+    def add_decoder(self, decoder: Decoder | bytes, *, device: str = "cpu") -> bytes:
+        """Keep the decoder of an autoencoder and return its digest.
+
+        Parameters
+        ----------
+        decoder : Decoder or bytes
+            Or the payload that it comes in, which may be a stranger's.
+        device : str
+            Of torch: where a decoder that comes in a payload computes.
+
+        Raises
+        ------
+        DecodeError
+            If the payload is not one of a decoder.
+        """
+        from .codecs.autoencoder import Decoder
+
+        if not isinstance(decoder, Decoder):
+            decoder = Decoder.read(decoder, device=device)
+        return self._add(decoder.digest, "decoder", decoder, decoder.nbytes)
+
     def get(self, key: bytes, kind: str) -> Any:
         """Return the entry of a digest.
 
         Raises
         ------
         DecodeError
-            If there is none of this kind ("mask", "base" or "rules").
+            If there is none of this kind ("mask", "base", "rules" or "decoder").
         """
         with self._lock:
             if key in self._entries and self._entries[key][0] == kind:

@@ -468,7 +468,7 @@ def check_codec(
     AssertionError
         If it breaks a promise; the message says which.
     ValueError
-        If it has a quantizer of somebody else's and `bound` is missing.
+        If it has a transform, or a quantizer of somebody else's, and `bound` is missing.
 
     Examples
     --------
@@ -531,13 +531,13 @@ def _example(strategy: st.SearchStrategy[Any]) -> Any:
 
 
 def _stages(codec: Codec) -> list[Stage]:
-    """Return all quantizers of a codec, those inside residuals too."""
+    """Return all transforms and quantizers of a codec, those inside residuals too."""
     found: list[Stage] = []
     for one in codec.pipelines():
         for stage in one.stages:
             if isinstance(stage, Residual):
                 found += [inner for part in stage.parts for inner in _stages(part)]
-            elif stage.kind == "quantize":
+            elif stage.kind in ("transform", "quantize"):
                 found.append(stage)
     return found
 
@@ -794,7 +794,7 @@ def _is_idempotent(codec: Codec, spec: Spec) -> bool:
 
 def _pipeline_is_idempotent(one: Pipeline, alike: bool) -> bool:
     select, quantize = one.find("select"), one.find("quantize")
-    if one.find("sum"):
+    if one.find("sum") or one.find("transform"):
         return False
     if quantize is None or isinstance(quantize, Raw):
         return True

@@ -1,6 +1,8 @@
 """The stages of this library, one file each."""
 
+from .autoencoder import AutoEncoder, Decoder
 from .cast import Cast
+from .funnel import Funnel, Snapshots, flatten
 from .integers import Int8, KBit
 from .mask import Mask
 from .random_k import RandomK
@@ -12,7 +14,10 @@ from .structured import Structured
 from .zstd import Zstd
 
 __all__ = [
+    "AutoEncoder",
     "Cast",
+    "Decoder",
+    "Funnel",
     "Int8",
     "KBit",
     "Mask",
@@ -20,10 +25,12 @@ __all__ = [
     "Raw",
     "Residual",
     "Sign",
+    "Snapshots",
     "Sparse",
     "Structured",
     "Ternary",
     "Threshold",
     "TopK",
     "Zstd",
+    "flatten",
 ]

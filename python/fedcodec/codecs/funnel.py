@@ -1,0 +1,385 @@
+"""Autoencoders in training: paper 004's funnel of fully connected layers, whole or shared by chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import arrays, dtypes, ops
+from ..errors import NonFiniteError
+from .autoencoder import ACTIVATIONS, in_chunks, run
+
+if TYPE_CHECKING:
+    import torch
+
+    from .autoencoder import Layers
+
+_BLOCK_BYTES = 1 << 26  # of snapshots that are looked at together
+
+
+def flatten(update: Any) -> npt.NDArray[np.float32]:
+    """Return the values of an update's float tensors, as an autoencoder sees them.
+
+    Parameters
+    ----------
+    update : dict of str to array, list of arrays, or array
+        As for `Codec.encode`.
+
+    Returns
+    -------
+    array of float32, shape (values,)
+        In the order of the tensors, each row-major; tied tensors once, integers and bools not at all.
+
+    Examples
+    --------
+    >>> import numpy as np, fedcodec as fc
+    >>> fc.flatten({"weight": np.ones((2, 2)), "steps": np.array(7)})
+    array([1., 1., 1., 1.], dtype=float32)
+    """
+    read = arrays.read_on_host(update)
+    parts = [np.empty(0, np.float32)]
+    for tensor, part in zip(read.spec.untied, read.storage, strict=True):
+        if dtypes.BY_NAME[tensor.dtype].is_float:
+            flat = part.reshape(-1)
+            wide = ops.widen(flat, tensor.dtype) if tensor.dtype.endswith("float16") else flat
+            parts.append(wide.astype(np.float32, copy=False))
+    return np.concatenate(parts)
+
+
+class Snapshots:
+    """Updates on disk, as many as there is room for, to train an autoencoder on (paper 004's pre-pass round).
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of float32 values, little-endian; one that is there is gone on with.
+    values : int
+        Values of each.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, fedcodec as fc
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     snapshots = fc.Snapshots(f"{folder}/weights", values=3)
+    ...     snapshots.add({"weight": np.ones(3, np.float32)})
+    ...     snapshots.array().shape
+    (1, 3)
+    """
+
+    def __init__(self, path: str | Path, values: int) -> None:
+        self._path = Path(path)
+        self._values = values
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size % (4 * values):
+            raise ValueError(f"{path}: {size} bytes are not snapshots of {values} float32 values")
+
+    def add(self, update: Any) -> None:
+        """Append an update, as `flatten` sees it.
+
+        Raises
+        ------
+        ValueError
+            If it has another number of values.
+        """
+        values = flatten(update)
+        if values.size != self._values:
+            raise ValueError(f"the update has {values.size} values, expected {self._values}")
+        with self._path.open("ab") as file:
+            file.write(values.astype("<f4", copy=False).tobytes())
+
+    def __len__(self) -> int:
+        return self._path.stat().st_size // (4 * self._values) if self._path.exists() else 0
+
+    def array(self) -> npt.NDArray[np.float32]:
+        """Return all, read from disk where they are looked at; shape (snapshots, values)."""
+        if not len(self):
+            return np.empty((0, self._values), np.float32)
+        return np.memmap(self._path, "<f4", "r", shape=(len(self), self._values))
+
+
+class Epoch(NamedTuple):
+    """Mean squared errors after an epoch, in squares of the snapshots' standard deviation."""
+
+    training_loss: float
+    validation_loss: float | None
+
+
+class Funnel:
+    """An autoencoder of fully connected layers that narrow to the latents and widen again.
+
+    Values are standardised by two scalars, which are folded into the layers of the codec, so they cost no parameters.
+    The activation follows every layer but the last one.
+
+    Parameters
+    ----------
+    values : int
+        Values of an update's float tensors.
+    latents : int
+        Of each chunk.
+    hidden : sequence of int
+        Widths between values and latents, the widest first; the decoder has them in reverse.
+    chunk_size : int, optional
+        Cut the values into chunks of this size, which all go through the same layers, so that the decoder stays small
+        (what paper 004, section 4.3 leaves open: a convolution whose stride is its width). By default the values are
+        one chunk.
+    activation : {"tanh", "relu", "sigmoid", "identity"}
+    seed : int
+        Of the first weights.
+
+    Raises
+    ------
+    ValueError
+        If the widths make no funnel, or the activation is unknown.
+
+    Examples
+    --------
+    >>> import fedcodec as fc
+    >>> fc.Funnel(values=15_910, latents=32).parameters
+    1034182
+    """
+
+    def __init__(
+        self,
+        values: int,
+        latents: int,
+        hidden: Sequence[int] = (),
+        *,
+        chunk_size: int | None = None,
+        activation: str = "tanh",
+        seed: int = 0,
+    ) -> None:
+        import torch
+
+        self.values = values
+        self.chunk_size = values if chunk_size is None else chunk_size
+        widths = (self.chunk_size, *hidden, latents)
+        if not 1 <= self.chunk_size <= values or min(widths) < 1:
+            raise ValueError(f"widths {widths} of {values} values: all must be from 1 to {values}")
+        if any(before < after for before, after in pairwise(widths)):
+            raise ValueError(f"widths {widths} make no funnel: each must be at most the one before")
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation is {activation!r}, it must be one of {', '.join(ACTIVATIONS)}"
+            )
+        self.activation = activation
+        generator = torch.Generator().manual_seed(seed)
+        both = [*pairwise(widths), *pairwise(reversed(widths))]
+        layers = [_layer(inputs, outputs, generator) for inputs, outputs in both]
+        self._layers, self._encoders = layers, len(widths) - 1
+        self._mean, self._deviation = 0.0, 1.0
+        self._fitted = False
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases of both halves."""
+        return sum(weight.numel() + bias.numel() for weight, bias in self._layers)
+
+    @property
+    def latents(self) -> int:
+        """How many latents an update has."""
+        return -(-self.values // self.chunk_size) * len(self._layers[self._encoders - 1][1])
+
+    def fit(
+        self,
+        snapshots: npt.NDArray[np.float32],
+        *,
+        validation: npt.NDArray[np.float32] | None = None,
+        epochs: int = 100,
+        batch_size: int = 32,
+        learning_rate: float = 0.3,
+        patience: int | None = None,
+        device: str | None = None,
+        mixed_precision: bool | None = None,
+        seed: int = 0,
+        on_epoch: Callable[[Epoch], None] | None = None,
+        progress: bool = False,
+    ) -> list[Epoch]:
+        """Train on updates, by Adam on the mean squared error (paper 004, equation 3); goes on where it was.
+
+        Parameters
+        ----------
+        snapshots : array of float32, shape (snapshots, values)
+            Updates as `flatten` sees them; of an array on disk (`Snapshots`) a batch at a time is read.
+        validation : array of float32, shape (snapshots, values), optional
+            Others, whose error is measured after each epoch. The weights of the best epoch are what remains.
+        epochs, batch_size : int
+            Passes, and snapshots of a step.
+        learning_rate : float
+            Of a layer with one input; each has it divided by the number of its inputs.
+        patience : int, optional
+            Stop once the validation's error has not fallen for so many epochs.
+        device : str, optional
+            Of torch; by default where the layers are.
+        mixed_precision : bool, optional
+            Multiply in bfloat16; on a GPU by default.
+        seed : int
+            Of the order of the snapshots.
+        on_epoch : callable, optional
+            Called after each epoch.
+        progress : bool
+            Show a progress bar on standard error; needs rich.
+
+        Returns
+        -------
+        list of Epoch
+
+        Raises
+        ------
+        NonFiniteError
+            If training diverges; the weights are as before.
+        ValueError
+            If the snapshots are none, not of the right shape or not finite.
+        """
+        import torch
+
+        for name, array in (("snapshots", snapshots), ("validation", validation)):
+            if array is not None:
+                self._check(name, array)
+        if self._fitted:
+            mean, deviation, layers = self._mean, self._deviation, self._layers
+        else:
+            mean, deviation = _moments(snapshots)
+            layers = self._centred(snapshots, mean, deviation)
+        target = layers[0][0].device if device is None else torch.device(device)
+        layers = [
+            (weight.to(target, copy=True), bias.to(target, copy=True)) for weight, bias in layers
+        ]
+        groups = []
+        for weight, bias in layers:
+            rate = learning_rate / weight.shape[1]
+            groups += [{"params": weight.requires_grad_(), "lr": rate}]
+            groups += [{"params": bias.requires_grad_(), "lr": learning_rate / 10}]
+        optimizer = torch.optim.Adam(groups, fused=True)
+        mixed = target.type != "cpu" if mixed_precision is None else mixed_precision
+        precision = torch.autocast(target.type, torch.bfloat16) if mixed else nullcontext()
+
+        def loss_of(array: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64]) -> torch.Tensor:
+            rows = torch.from_numpy(np.ascontiguousarray(array[chosen])).to(target)
+            rows = (in_chunks(rows, self.chunk_size) - mean) / deviation
+            with precision:
+                latents = run(layers[: self._encoders], rows, self.activation, last=True)
+                found = run(layers[self._encoders :], latents, self.activation, last=False)
+            return torch.nn.functional.mse_loss(found.float(), rows)
+
+        def loss_on(array: npt.NDArray[np.float32]) -> float:
+            batches = _batches(np.arange(len(array)), batch_size)
+            with torch.no_grad():
+                total = sum(len(batch) * float(loss_of(array, batch)) for batch in batches)
+            return total / len(array)
+
+        generator = np.random.default_rng(seed)
+        history: list[Epoch] = []
+        best, best_layers = math.inf, None
+        for number in _shown(range(1, epochs + 1), progress):
+            total = 0.0
+            for batch in _batches(generator.permutation(len(snapshots)), batch_size):
+                loss = loss_of(snapshots, np.sort(batch))
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += len(batch) * float(loss.detach())
+            training_loss = total / len(snapshots)
+            validation_loss = None if validation is None else loss_on(validation)
+            judged = training_loss if validation_loss is None else validation_loss
+            if not math.isfinite(judged):
+                raise NonFiniteError(f"training diverged in epoch {number}: lower learning_rate")
+            history.append(Epoch(training_loss, validation_loss))
+            if on_epoch is not None:
+                on_epoch(history[-1])
+            if validation is None:
+                continue
+            if judged < best:
+                best, best_epoch = judged, number
+                best_layers = [
+                    (weight.detach().clone(), bias.detach().clone()) for weight, bias in layers
+                ]
+            elif patience is not None and number - best_epoch >= patience:
+                break
+        self._layers = best_layers or [(weight.detach(), bias.detach()) for weight, bias in layers]
+        self._mean, self._deviation, self._fitted = mean, deviation, True
+        return history
+
+    def _check(self, name: str, array: npt.NDArray[np.float32]) -> None:
+        if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != self.values:
+            raise ValueError(
+                f"{name}: {array.dtype} of shape {array.shape}, expected float32 of (any, {self.values})"
+            )
+        if not len(array):
+            raise ValueError(f"{name}: there are none")
+        if not all(np.isfinite(block).all() for block in _blocks(array)):
+            raise ValueError(f"{name}: a value is not finite")
+
+    def _centred(
+        self, snapshots: npt.NDArray[np.float32], mean: float, deviation: float
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the first layers with biases by which the mean snapshot has latents of 0 and is what 0 decodes to.
+
+        Snapshots differ little from each other, and the biases would take long to learn what they share.
+        """
+        import torch
+
+        total = sum(block.sum(0, np.float64) for block in _blocks(snapshots)) / len(snapshots)
+        rows = in_chunks(torch.from_numpy(total)[None], self.chunk_size)
+        centre = ((rows.mean(0) - mean) / deviation).float()
+        layers = list(self._layers)
+        weight, _ = layers[0]
+        layers[0] = weight, -(weight @ centre.to(weight.device))
+        layers[-1] = layers[-1][0], centre.to(weight.device)
+        return layers
+
+    def folded(self) -> tuple[Layers, Layers]:
+        """Return the layers of the encoder and of the decoder, standardisation folded in."""
+        layers = [(weight.detach(), bias.detach()) for weight, bias in self._layers]
+        encoder, decoder = layers[: self._encoders], layers[self._encoders :]
+        weight, bias = encoder[0]
+        shift = self._mean / self._deviation
+        encoder[0] = weight / self._deviation, bias - shift * weight.sum(1)
+        weight, bias = decoder[-1]
+        decoder[-1] = weight * self._deviation, bias * self._deviation + self._mean
+        return encoder, decoder
+
+
+def _layer(
+    inputs: int, outputs: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    most = math.sqrt(6 / (inputs + outputs))
+    weight = torch.empty(outputs, inputs).uniform_(-most, most, generator=generator)
+    return weight, torch.zeros(outputs)
+
+
+def _blocks(array: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    rows = max(1, _BLOCK_BYTES // (4 * array.shape[1]))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def _moments(snapshots: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Return the mean and the standard deviation of all values; 1 for the latter where it is 0."""
+    mean = sum(float(block.sum(dtype=np.float64)) for block in _blocks(snapshots)) / snapshots.size
+    squares = sum(
+        float(np.square(block - mean, dtype=np.float64).sum()) for block in _blocks(snapshots)
+    )
+    return mean, math.sqrt(squares / snapshots.size) or 1.0
+
+
+def _batches(order: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _shown(epochs: range, progress: bool) -> Iterable[int]:
+    if not progress:
+        return epochs
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(epochs, "autoencoder", console=Console(stderr=True))

@@ -1,0 +1,511 @@
+"""Autoencoders: updates as latents, decoders as payloads, and the training of both halves."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import fedcodec as fc
+from fedcodec.testing import check_codec, hostile_payloads, same, updates_of
+
+torch = pytest.importorskip("torch")
+
+UPDATE = {
+    "weight": np.linspace(-1, 1, 35, dtype=np.float32).reshape(7, 5),
+    "steps": np.array([3, 4]),
+    "bias": np.linspace(0, 1, 5).astype(np.float16),
+    "gain": np.linspace(-2, 0, 4).astype(ml_dtypes.bfloat16),
+    "offset": np.array(0.25),
+}
+VALUES = 45
+
+
+def funnel(**options):
+    """An autoencoder after some training: of UPDATE's size unless told otherwise."""
+    made = fc.Funnel(**({"values": VALUES, "latents": 3, "seed": 1} | options))
+    made.fit(snapshots(made.values), epochs=3)
+    return made
+
+
+def snapshots(values=VALUES, count=40, seed=0):
+    """Points of a curve in a plane, far from the origin."""
+    rng = np.random.default_rng(seed)
+    plane, centre = rng.standard_normal((2, values)), 3 * rng.standard_normal(values)
+    angle = np.linspace(0, 3, count)
+    found = np.cos(angle)[:, None] * plane[0] + np.sin(angle)[:, None] * plane[1] + centre
+    return found.astype(np.float32)
+
+
+FUNNELS = {
+    "one layer": {},
+    "linear": {"activation": "identity"},
+    "deep": {"hidden": (20, 8), "activation": "relu"},
+    "chunks": {"chunk_size": 7, "latents": 2, "hidden": (5,), "activation": "sigmoid"},
+}
+
+
+def in_float64(layers, rows, activation, *, last):
+    apply = {
+        "identity": lambda x: x,
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0),
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    }[activation]
+    for number, (weight, bias) in enumerate(layers):
+        rows = rows @ weight.numpy().T.astype(np.float64) + bias.numpy()
+        if last or number + 1 < len(layers):
+            rows = apply(rows)
+    return rows
+
+
+# --- the codec ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", [None, "int8", "topk(0.5) | kbit(4) | zstd", "randomk(0.5)"])
+@pytest.mark.parametrize("name", FUNNELS)
+def test_it_keeps_the_contract_of_a_codec(name, behind):
+    codec = fc.AutoEncoder.of(funnel(**FUNNELS[name]))
+    check_codec(
+        codec if behind is None else codec | fc.parse(behind),
+        updates=updates_of(fc.Spec.of(UPDATE)),
+        bound=lambda values: [np.inf] * len(values),
+        examples=5,
+    )
+
+
+def test_what_it_missed_can_follow():
+    codec = fc.Residual(fc.AutoEncoder.of(funnel()) | fc.Int8(), fc.TopK(0.2) | fc.Int8())
+    check_codec(
+        codec,
+        updates=updates_of(fc.Spec.of(UPDATE)),
+        bound=lambda values: [np.inf] * len(values),
+        examples=5,
+    )
+    shared = fc.Shared()
+    codec.add_shared(shared)
+    exact = fc.Residual(codec.first, fc.Raw())
+    update = {"weight": snapshots()[7]}
+    decoded = fc.decode(exact.encode(update), shared=shared)["weight"]
+    np.testing.assert_allclose(decoded, update["weight"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", FUNNELS)
+def test_latents_and_values_are_those_of_the_papers_equations(name):
+    made = funnel(**FUNNELS[name])
+    codec = fc.AutoEncoder.of(made)
+    encoder, decoder = made.folded()
+    update = snapshots()[11]
+    chunk = made.chunk_size
+    rows = np.pad(update, (0, -VALUES % chunk)).reshape(-1, chunk).astype(np.float64)
+    latents = in_float64(encoder, rows, made.activation, last=True)
+    values = in_float64(decoder, latents, made.activation, last=False).ravel()[:VALUES]
+    np.testing.assert_allclose(codec.forward(update), latents.ravel(), rtol=1e-4, atol=1e-5)
+    shared = fc.Shared()
+    codec.add_shared(shared)
+    decoded = fc.decode(codec.encode(update), shared=shared)
+    np.testing.assert_allclose(decoded, values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_payload_is_the_latents_and_35_bytes():
+    made = fc.Funnel(values=15_910, latents=32)
+    update = {"weight": np.linspace(-1, 1, 15_910, dtype=np.float32)}
+    payload = fc.AutoEncoder.of(made).encode(update, framing="reference")
+    assert len(payload) == 4 * 32 + 35
+    assert 15_910 * 4 / len(payload) >= 370
+    assert 15_910 / made.latents == pytest.approx(497, abs=0.5)
+
+
+@pytest.mark.slow
+def test_the_papers_cifar_autoencoder():
+    made = fc.Funnel(values=550_570, latents=320)
+    assert made.parameters == 352_915_690
+    codec = fc.AutoEncoder.of(made)
+    update = {"weight": np.linspace(-1, 1, 550_570, dtype=np.float32)}
+    payload = codec.encode(update, framing="reference")
+    assert 550_570 * 4 / len(payload) >= 1650
+    shared = fc.Shared()
+    shared.add_decoder(codec.decoder_payload)
+    assert fc.decode(payload, like=update, shared=shared)["weight"].shape == (550_570,)
+
+
+def test_error_feedback_keeps_what_the_senders_own_decode_missed():
+    codec = fc.AutoEncoder.of(funnel(), decoder=fc.Int8()) | fc.Int8()
+    shared = fc.Shared()
+    codec.add_shared(shared)
+    client = fc.ErrorFeedback(codec)
+    update = snapshots()[5]
+    decoded = fc.decode(client.encode(update), shared=shared)
+    client.accept()
+    assert np.array_equal(client.residual, update - decoded)
+    decoded = fc.decode(client.encode(update), shared=shared)
+    client.accept()
+    twin = fc.ErrorFeedback(pickle.loads(pickle.dumps(codec)))
+    twin.load_state_dict(client.state_dict())
+    assert same(twin.residual, client.residual)
+
+
+def test_the_aggregator_sums_what_is_decoded():
+    codecs = [fc.AutoEncoder.of(funnel(seed=seed)) | fc.Int8() for seed in (1, 2)]
+    shared = fc.Shared()
+    for codec in codecs:
+        shared.add_decoder(codec.stages[0].decoder_payload)
+    assert len(shared) == 2
+    server = fc.Aggregator(like={"w": snapshots()[0]}, shared=shared)
+    decoded = []
+    for codec, values in zip(codecs, snapshots()[::20], strict=True):
+        payload = codec.encode({"w": values}, framing="reference")
+        server.add(payload, weight=1)
+        decoded.append(fc.decode(payload, like={"w": values}, shared=shared)["w"])
+    assert np.array_equal(server.mean()["w"], (decoded[0] + decoded[1]) / 2)
+
+
+def test_a_copy_that_is_only_a_digest_decodes_nothing_and_says_so():
+    codec = fc.AutoEncoder.of(funnel())
+    named = fc.parse(str(codec))
+    assert named == codec
+    with pytest.raises(ValueError, match=r"only a digest: make the codec by AutoEncoder\.of"):
+        named.encode(snapshots()[0])
+    with pytest.raises(ValueError, match="only a digest"):
+        named.decoder_payload  # noqa: B018
+
+
+@pytest.mark.parametrize("digest", ["", "12", "x" * 32, "A" * 32, 7])
+def test_a_digest_is_32_hexadecimal_digits(digest):
+    with pytest.raises((TypeError, ValueError), match="digest is"):
+        fc.AutoEncoder(digest)
+
+
+def test_an_update_of_another_size_is_refused_and_named():
+    codec = fc.AutoEncoder.of(funnel())
+    with pytest.raises(ValueError, match="is for 45 values, the float tensors have 46"):
+        codec.encode(np.zeros(46, np.float32))
+
+
+def test_an_update_beyond_what_the_decoder_can_hold_is_refused():
+    codec = fc.AutoEncoder.of(funnel(activation="identity"))
+    client = fc.ErrorFeedback(codec)
+    with pytest.raises(ValueError, match="too large for autoencoder"):
+        client.encode(np.full(VALUES, 3e38, np.float32))
+    assert not client.pending
+    client.encode(snapshots()[0])
+
+
+def test_latents_that_a_cast_cannot_hold_are_refused():
+    codec = fc.AutoEncoder.of(funnel(activation="identity")) | fc.Cast("float16")
+    with pytest.raises(
+        ValueError, match=r"autoencoder.*: output \d+ is .*beyond the largest float16"
+    ):
+        codec.encode(np.full(VALUES, 1e8, np.float32))
+
+
+def test_there_is_no_float_to_encode():
+    update = {"n": np.arange(3), "empty": np.zeros((0, 4), np.float32)}
+    codec = fc.AutoEncoder.of(funnel()) | fc.Int8()
+    assert same(fc.decode(codec.encode(update), shared=holding(codec.stages[0])), update)
+
+
+# --- what a receiver must hold --------------------------------------------------------------------
+
+
+def holding(*stages):
+    shared = fc.Shared()
+    for stage in stages:
+        shared.add_decoder(stage.decoder_payload)
+    return shared
+
+
+def test_an_unknown_decoder_is_named():
+    codec = fc.AutoEncoder.of(funnel())
+    payload = codec.encode(snapshots()[0])
+    for shared, hint in ((None, "pass shared="), (fc.Shared(), "does not hold")):
+        with pytest.raises(fc.DecodeError, match=f"the decoder {codec.digest}.*{hint}"):
+            fc.decode(payload, shared=shared)
+    assert fc.inspect(payload).codec == str(codec)
+
+
+def test_a_decoder_for_another_size_is_refused():
+    codec, other = fc.AutoEncoder.of(funnel()), fc.AutoEncoder.of(funnel(values=44))
+    payload = bytearray(codec.encode(snapshots()[0]))
+    place = payload.index(bytes.fromhex(codec.digest))
+    payload[place : place + 16] = bytes.fromhex(other.digest)
+    from fedcodec.testing import reseal
+
+    out = np.ones(VALUES, np.float32)
+    with pytest.raises(fc.DecodeError, match="is for 44 values, the tensors have 45"):
+        fc.decode(reseal(bytes(payload)), out=out, shared=holding(other))
+    assert (out == 1).all()
+
+
+def test_the_decoders_digest_is_of_its_payload():
+    made = funnel()
+    plain, coded = fc.AutoEncoder.of(made), fc.AutoEncoder.of(made, decoder=fc.Int8())
+    assert plain.digest != coded.digest
+    assert len(coded.decoder_payload) < len(plain.decoder_payload)
+    decoder = fc.Decoder.read(memoryview(coded.decoder_payload))
+    assert decoder.digest.hex() == coded.digest
+    assert (decoder.values, decoder.outputs) == (VALUES, 3)
+    shared = holding(coded)
+    # Both ends use the weights that travelled, not those that were trained.
+    latents = coded.forward(snapshots()[3])
+    assert np.array_equal(
+        shared.get(decoder.digest, "decoder").inverse(latents), coded.inverse(latents)
+    )
+    assert not np.array_equal(plain.inverse(latents), coded.inverse(latents))
+
+
+def test_bytes_that_are_frozen():
+    """A layer of two latents for three values, in its payload, and the payload of the latents 1 and -2."""
+    layer = {
+        "values": np.array(3, np.int64),
+        "activation": np.array(0, np.uint8),
+        "0.weight": np.array([[1, 0], [0, 1], [2, 0.5]], np.float32),
+        "0.bias": np.array([0, 0, 8], np.float32),
+    }
+    decoder = fc.Raw().encode(layer)
+    shared = fc.Shared()
+    digest = shared.add_decoder(decoder)
+    assert digest.hex() == "3d6d51959863e6500087b8b7e338e437"
+    payload = bytes.fromhex(
+        "46430100 05 0001010103 01 10 10" + digest.hex() + "0000803f 000000c0 3fead366"
+    )
+    assert fc.decode(payload, shared=shared).tolist() == [1, -2, 9]
+
+
+def described():
+    return {
+        "values": np.array(9, np.int64),
+        "activation": np.array(1, np.uint8),
+        "0.weight": np.ones((4, 2), np.float32),
+        "0.bias": np.ones(4, np.float32),
+        "1.weight": np.ones((5, 4), np.float32),
+        "1.bias": np.ones(5, np.float32),
+    }
+
+
+WRONG = {
+    "no dictionary": (lambda d: list(d.values()), "not a decoder"),
+    "empty": (lambda d: {}, "not a decoder"),
+    "no layer": (lambda d: {key: d[key] for key in ("values", "activation")}, "not a decoder"),
+    "half a layer": (lambda d: {key: d[key] for key in list(d)[:-1]}, "not a decoder"),
+    "another order": (lambda d: dict(reversed(d.items())), "not a decoder"),
+    "another name": (lambda d: {key.replace("bias", "b"): d[key] for key in d}, "not a decoder"),
+    "values unsigned": (lambda d: d | {"values": np.array(9, np.uint64)}, "not its numbers"),
+    "values of one dimension": (lambda d: d | {"values": np.array([9])}, "not its numbers"),
+    "no values": (lambda d: d | {"values": np.array(0)}, "5 outputs for 0 values"),
+    "negative values": (lambda d: d | {"values": np.array(-9)}, "5 outputs for -9 values"),
+    "fewer values than outputs": (lambda d: d | {"values": np.array(4)}, "5 outputs for 4"),
+    "activation": (lambda d: d | {"activation": np.array(4, np.uint8)}, "unknown activation 4"),
+    "double": (lambda d: d | {"1.bias": np.ones(5)}, "layer 1 is none"),
+    "flat": (lambda d: d | {"0.weight": np.ones(8, np.float32)}, "layer 0 is none"),
+    "no latents": (lambda d: d | {"0.weight": np.ones((4, 0), np.float32)}, "layer 0 is none"),
+    "long bias": (lambda d: d | {"1.bias": np.ones(6, np.float32)}, "layer 1 is none"),
+    "misfit": (lambda d: d | {"1.weight": np.ones((5, 3), np.float32)}, "do not fit together"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_decoder_is_refused(name):
+    spoil, message = WRONG[name]
+    shared = fc.Shared()
+    shared.add_decoder(fc.Raw().encode(described()))
+    with pytest.raises(fc.DecodeError, match=message):
+        shared.add_decoder(fc.Raw().encode(spoil(described())))
+    assert len(shared) == 1
+
+
+def test_a_decoder_comes_whole():
+    codec = fc.AutoEncoder.of(funnel())
+    for payload, message in (
+        (fc.Raw().encode(described(), framing="reference"), "pass like="),
+        (fc.Raw().encode(described(), base=bytes(8)), "pass shared="),
+        (codec.encode(snapshots()[0]), "pass shared="),
+    ):
+        with pytest.raises(fc.DecodeError, match=message):
+            fc.Shared().add_decoder(payload)
+    with pytest.raises(fc.DecodeError, match="limit"):
+        fc.Decoder.read(codec.decoder_payload, limits=fc.Limits(max_bytes=100))
+
+
+@settings(max_examples=200, deadline=None)
+@given(hostile_payloads(fc.Raw().encode(described())))
+def test_no_bytes_raise_anything_but_decode_error(data):
+    shared = fc.Shared()
+    try:
+        shared.add_decoder(data)
+    except fc.DecodeError:
+        assert len(shared) == 0
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNNELS)
+def test_training_lowers_the_error_on_others_too(name):
+    made = fc.Funnel(**({"values": VALUES, "latents": 3} | FUNNELS[name]))
+    data = snapshots()
+    history = made.fit(data[::2], validation=data[1::2], epochs=60)
+    assert history[-1].training_loss < 0.5 * history[0].training_loss
+    assert min(epoch.validation_loss for epoch in history) < 0.5 * history[0].validation_loss
+
+
+def test_the_best_epoch_remains_and_training_stops_early():
+    data, noise = snapshots(), np.random.default_rng(5).standard_normal((40, VALUES))
+    made = fc.Funnel(values=VALUES, latents=40, seed=3)
+    history = made.fit(
+        data[::2] + noise[::2].astype(np.float32),
+        validation=data[1::2],
+        epochs=400,
+        patience=5,
+    )
+    losses = [epoch.validation_loss for epoch in history]
+    assert len(history) == losses.index(min(losses)) + 1 + 5 < 400
+    codec = fc.AutoEncoder.of(made)
+    decoded = np.array([codec.inverse(codec.forward(values)) for values in data[1::2]])
+    deviation = (data[::2] + noise[::2].astype(np.float32)).std()
+    loss = np.mean(np.square(decoded - data[1::2])) / deviation**2
+    assert loss == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_equal_seeds_train_alike_from_disk_too(tmp_path, one_thread):
+    data = snapshots()
+    kept = fc.Snapshots(tmp_path / "weights", values=VALUES)
+    assert kept.array().shape == (0, VALUES)
+    for values in data:
+        kept.add({"a": values[:40].reshape(8, 5), "n": np.arange(2), "b": values[40:]})
+    again = fc.Snapshots(tmp_path / "weights", values=VALUES)
+    assert len(again) == 40
+    assert isinstance(again.array(), np.memmap)
+    digests = set()
+    for array in (data, data, again.array()):
+        made = fc.Funnel(values=VALUES, latents=3, seed=7)
+        made.fit(array, epochs=3, batch_size=8, seed=1)
+        digests.add(fc.AutoEncoder.of(made).digest)
+    assert len(digests) == 1
+    made.fit(data, epochs=1)
+    assert fc.AutoEncoder.of(made).digest not in digests
+
+
+def test_training_calls_back_after_each_epoch_and_shows_a_bar(capfd):
+    seen = []
+    made = fc.Funnel(values=VALUES, latents=3)
+    history = made.fit(snapshots(), epochs=4, on_epoch=seen.append, progress=True)
+    assert seen == history
+    assert len(seen) == 4
+    assert seen[0].validation_loss is None
+    assert "autoencoder" in capfd.readouterr().err
+
+
+def test_mixed_precision_trains_too():
+    made = fc.Funnel(values=VALUES, latents=3)
+    history = made.fit(snapshots(), epochs=30, mixed_precision=True)
+    assert history[-1].training_loss < 0.5 * history[0].training_loss
+
+
+def test_values_that_are_all_alike_are_learned_at_once():
+    made = fc.Funnel(values=VALUES, latents=3)
+    made.fit(np.full((2, VALUES), 7, np.float32), epochs=1)
+    codec = fc.AutoEncoder.of(made)
+    np.testing.assert_allclose(
+        codec.inverse(codec.forward(np.full(VALUES, 7, np.float32))), 7, atol=0.1
+    )
+
+
+def test_training_that_diverges_leaves_the_weights():
+    made = funnel(activation="identity")
+    before = fc.AutoEncoder.of(made).digest
+    with pytest.raises(fc.NonFiniteError, match=r"diverged in epoch \d+: lower learning_rate"):
+        made.fit(snapshots(), epochs=50, learning_rate=1e30)
+    assert fc.AutoEncoder.of(made).digest == before
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (snapshots().astype(np.float64), "float64 of shape"),
+        (snapshots(44), "expected float32 of"),
+        (snapshots()[0], "expected float32 of"),
+        (snapshots()[:0], "there are none"),
+        (np.full((2, VALUES), np.inf, np.float32), "not finite"),
+    ],
+)
+def test_wrong_snapshots_are_named(array, message):
+    made = fc.Funnel(values=VALUES, latents=3)
+    with pytest.raises(ValueError, match=f"snapshots: .*{message}"):
+        made.fit(array)
+    with pytest.raises(ValueError, match=f"validation: .*{message}"):
+        made.fit(snapshots(), validation=array)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latents": 0}, "all must be from 1 to 45"),
+        ({"chunk_size": 46}, "all must be from 1 to 45"),
+        ({"chunk_size": 0}, "all must be from 1 to 45"),
+        ({"hidden": (2,)}, "make no funnel"),
+        ({"latents": 46}, "make no funnel"),
+        ({"activation": "gelu"}, "must be one of identity, tanh"),
+    ],
+)
+def test_a_funnel_narrows(options, message):
+    with pytest.raises(ValueError, match=message):
+        fc.Funnel(**({"values": VALUES, "latents": 3} | options))
+
+
+def test_the_papers_parameter_counts():
+    assert fc.Funnel(values=15_910, latents=32).parameters == 1_034_182
+    assert fc.Funnel(values=100, latents=3, hidden=(20,)).parameters == (
+        100 * 20 + 20 + 20 * 3 + 3 + 3 * 20 + 20 + 20 * 100 + 100
+    )
+
+
+def test_chunks_keep_the_decoder_small():
+    small, large = (
+        fc.AutoEncoder.of(fc.Funnel(values=values, latents=2, chunk_size=64))
+        for values in (1_000, 100_000)
+    )
+    assert abs(len(large.decoder_payload) - len(small.decoder_payload)) <= 8
+    assert (small.outputs, large.outputs) == (2 * 16, 2 * 1563)
+
+
+def test_of_takes_a_funnel_only():
+    with pytest.raises(TypeError, match="expected a Funnel, got a dict"):
+        fc.AutoEncoder.of({})
+
+
+def test_snapshots_of_another_size_are_refused(tmp_path):
+    kept = fc.Snapshots(tmp_path / "weights", values=3)
+    with pytest.raises(ValueError, match="the update has 2 values, expected 3"):
+        kept.add(np.zeros(2, np.float32))
+    kept.add(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="12 bytes are not snapshots of 2"):
+        fc.Snapshots(tmp_path / "weights", values=2)
+
+
+def test_flatten_is_what_the_codec_sees():
+    tied = np.ones((2, 2), np.float16)
+    flat = fc.flatten([tied, np.arange(3), np.array(2.5), tied, torch.full((2,), 3.0)])
+    assert flat.dtype == np.float32
+    assert flat.tolist() == [1, 1, 1, 1, 2.5, 3, 3]
+
+
+def test_funnels_and_codecs_can_be_copied():
+    made = funnel()
+    assert fc.AutoEncoder.of(copy.deepcopy(made)).digest == fc.AutoEncoder.of(made).digest
+    codec = fc.AutoEncoder.of(made)
+    again = pickle.loads(pickle.dumps(codec))
+    assert again.encode(snapshots()[0]) == codec.encode(snapshots()[0])
+
+
+def test_naming_one_loads_no_torch():
+    source = "import sys, fedcodec as fc; fc.parse('autoencoder(\"" + 32 * "0" + "\")'); "
+    source += "print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
