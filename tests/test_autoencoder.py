@@ -117,7 +117,7 @@ def test_a_payload_is_the_latents_and_35_bytes():
     payload = fc.AutoEncoder.of(made).encode(update, framing="reference")
     assert len(payload) == 4 * 32 + 35
     assert 15_910 * 4 / len(payload) >= 370
-    assert 15_910 / made.latents == pytest.approx(497, abs=0.5)
+    assert 15_910 / made.outputs == pytest.approx(497, abs=0.5)
 
 
 @pytest.mark.slow
@@ -304,6 +304,10 @@ WRONG = {
     "flat": (lambda d: d | {"0.weight": np.ones(8, np.float32)}, "layer 0 is none"),
     "no latents": (lambda d: d | {"0.weight": np.ones((4, 0), np.float32)}, "layer 0 is none"),
     "long bias": (lambda d: d | {"1.bias": np.ones(6, np.float32)}, "layer 1 is none"),
+    "narrows": (
+        lambda d: d | {"1.weight": np.ones((3, 4), np.float32), "1.bias": np.ones(3, np.float32)},
+        "layer 1 narrows",
+    ),
     "misfit": (lambda d: d | {"1.weight": np.ones((5, 3), np.float32)}, "do not fit together"),
 }
 

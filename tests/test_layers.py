@@ -11,7 +11,7 @@ ROOT = Path(fedcodec.__file__).parent
 
 # A file may import from earlier rows, and in its own row from its own folder only.
 LAYERS = [
-    ["errors", "dtypes", "limits", "digests"],
+    ["errors", "dtypes", "limits", "digests", "accounting"],
     ["reader"],
     ["ops"],
     ["spec"],

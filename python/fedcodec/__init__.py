@@ -9,6 +9,7 @@
 """
 
 from . import ops
+from .accounting import break_even, savings_ratio
 from .aggregate import Aggregator
 from .codec import Codec, Lossless, Quantizer
 from .codecs import (
@@ -81,6 +82,7 @@ __all__ = [
     "Threshold",
     "TopK",
     "Zstd",
+    "break_even",
     "decode",
     "digest",
     "flatten",
@@ -91,5 +93,6 @@ __all__ = [
     "ops",
     "parse",
     "register",
+    "savings_ratio",
     "set_num_threads",
 ]

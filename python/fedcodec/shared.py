@@ -16,6 +16,7 @@ from .reader import varint
 if TYPE_CHECKING:
     from .codec import Codec
     from .codecs.autoencoder import Decoder
+    from .limits import Limits
     from .spec import Spec, TensorSpec
 
 
@@ -117,7 +118,9 @@ class Shared:
         table = codec.table(spec).encoded
         return self._add(digest("fedcodec/rules", table), "rules", table, len(table))
 
-    def add_decoder(self, decoder: Decoder | bytes, *, device: str = "cpu") -> bytes:
+    def add_decoder(
+        self, decoder: Decoder | bytes, *, device: str = "cpu", limits: Limits | None = None
+    ) -> bytes:
         """Keep the decoder of an autoencoder and return its digest.
 
         Parameters
@@ -126,6 +129,8 @@ class Shared:
             Or the payload that it comes in, which may be a stranger's.
         device : str
             Of torch: where a decoder that comes in a payload computes.
+        limits : Limits, optional
+            As for `fedcodec.decode`. Each payload that names a decoder costs a pass over its weights.
 
         Raises
         ------
@@ -135,7 +140,7 @@ class Shared:
         from .codecs.autoencoder import Decoder
 
         if not isinstance(decoder, Decoder):
-            decoder = Decoder.read(decoder, device=device)
+            decoder = Decoder.read(decoder, device=device, limits=limits)
         return self._add(decoder.digest, "decoder", decoder, decoder.nbytes)
 
     def get(self, key: bytes, kind: str) -> Any:

@@ -172,6 +172,8 @@ def _checked(found: Any) -> tuple[Layers, str, int]:
         floats = weight.dtype == bias.dtype == torch.float32
         if not floats or weight.ndim != 2 or bias.shape != weight.shape[:1] or not weight.numel():
             raise DecodeError(f"a decoder whose layer {number} is none")
+        if len(weight) < weight.shape[1]:  # or few outputs could make work of any size
+            raise DecodeError(f"a decoder whose layer {number} narrows")
     for (before, _), (after, _) in pairwise(layers):
         if len(before) != after.shape[1]:
             raise DecodeError("a decoder whose layers do not fit together")

@@ -182,8 +182,8 @@ class Funnel:
         return sum(weight.numel() + bias.numel() for weight, bias in self._layers)
 
     @property
-    def latents(self) -> int:
-        """How many latents an update has."""
+    def outputs(self) -> int:
+        """How many latents an update has: those of all chunks."""
         return -(-self.values // self.chunk_size) * len(self._layers[self._encoders - 1][1])
 
     def fit(
