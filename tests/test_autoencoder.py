@@ -445,6 +445,41 @@ def test_wrong_snapshots_are_named(array, message):
         made.fit(snapshots(), validation=array)
 
 
+@pytest.mark.parametrize("latents", [1, 2, 5, 44])
+def test_principal_components_are_those_of_the_singular_value_decomposition(latents):
+    rng = np.random.default_rng(2)
+    data = snapshots() + 0.1 * rng.standard_normal((40, VALUES)).astype(np.float32)
+    centre = data.mean(0, np.float64)
+    components = np.linalg.svd(data - centre, full_matrices=False)[2][:latents]
+    expected = (data - centre) @ components.T @ components + centre
+    codec = fc.AutoEncoder.of(fc.Funnel.principal(data, latents))
+    decoded = np.array([codec.inverse(codec.forward(values)) for values in data])
+    np.testing.assert_allclose(decoded, expected, atol=2e-5)
+    trained = fc.Funnel(values=VALUES, latents=latents, activation="identity")
+    trained.fit(data, epochs=30)
+    other = fc.AutoEncoder.of(trained)
+    errors = [np.square(c.inverse(c.forward(v)) - v).sum() for c in (codec, other) for v in data]
+    assert sum(errors[:40]) <= sum(errors[40:]) * 1.0001
+
+
+def test_principal_components_of_what_never_changes():
+    codec = fc.AutoEncoder.of(fc.Funnel.principal(np.full((3, VALUES), 7, np.float32), 2))
+    assert np.array_equal(
+        codec.inverse(codec.forward(np.full(VALUES, 9, np.float32))), [7] * VALUES
+    )
+
+
+def test_wrong_snapshots_have_no_principal_components():
+    for array, message in (
+        (snapshots()[0], "expected float32 of"),
+        (snapshots()[:0], "there are none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fc.Funnel.principal(array, 1)
+    with pytest.raises(ValueError, match="make no funnel"):
+        fc.Funnel.principal(snapshots(), VALUES + 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
