@@ -142,6 +142,17 @@ def test_networks_of_paper_000_have_its_numbers_of_parameters(name, shape, param
     assert sum(parameter.numel() for parameter in module.parameters()) == parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters"),
+    [("mnist-classifier", (1, 28, 28), 15_910), ("cifar10-classifier", (3, 32, 32), 550_570)],
+)
+def test_networks_of_paper_004_have_its_numbers_of_parameters(name, shape, parameters):
+    dataset = images_like(*shape)
+    module = build_paper_model(name, dataset, seed=0)
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+    assert module(dataset.train_images).shape == (1, 10)
+
+
 def test_simple_nn_is_784_128_64_10():
     module = build_paper_model("simple-nn", images_like(1, 28, 28), seed=0)
     linear = [layer for layer in module if isinstance(layer, nn.Linear)]

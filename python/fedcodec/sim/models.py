@@ -24,12 +24,14 @@ EVALUATION_BATCH = 500  # a ResNet-12 needs a gigabyte for them
 RESNET12_WIDTHS = (112, 280, 568, 1136)
 RESNET12_SLOPE = 0.1  # of its leaky ReLU
 
-# The networks of papers 000 and 001, as names and hidden widths for `build_model`.
+# The networks of papers 000, 001 and 004, as names and hidden widths for `build_model`.
 PAPER_MODELS = {
     "simple-nn": ("mlp", (128, 64)),
     "student": ("mlp", (52, 32)),
     "simple-cnn": ("cnn", (52,)),
     "resnet12": ("resnet12", ()),
+    "mnist-classifier": ("mlp", (20,)),
+    "cifar10-classifier": ("vgg", (128,)),
 }
 
 
@@ -39,8 +41,9 @@ def build_model(name: str, dataset: Dataset, hidden: Sequence[int], seed: int) -
     Parameters
     ----------
     name : str
-        "mlp" (fully connected, ReLU), "cnn" (two 3 x 3 convolutions of 16 and 32 channels, each max-pooled) or
-        "resnet12" (four `ResidualBlock`, then the mean of each channel).
+        "mlp" (fully connected, ReLU), "cnn" (two 3 x 3 convolutions of 16 and 32 channels, each max-pooled), "vgg"
+        (three blocks of two 3 x 3 convolutions, of 32, 64 and 128 channels, each block max-pooled) or "resnet12" (four
+        `ResidualBlock`, then the mean of each channel).
     hidden : sequence of int
         Widths of the fully connected hidden layers.
     """
@@ -55,6 +58,13 @@ def build_model(name: str, dataset: Dataset, hidden: Sequence[int], seed: int) -
                 layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
                 channels, height, width = outputs, height // 2, width // 2
             features = channels * height * width
+        elif name == "vgg":
+            for outputs in (32, 64, 128):
+                for inputs in (channels, outputs):
+                    layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+                layers.append(nn.MaxPool2d(2))
+                channels, height, width = outputs, height // 2, width // 2
+            features = channels * height * width
         elif name == "resnet12":
             for outputs in RESNET12_WIDTHS:
                 layers.append(ResidualBlock(channels, outputs))
@@ -62,7 +72,7 @@ def build_model(name: str, dataset: Dataset, hidden: Sequence[int], seed: int) -
             layers.append(nn.AdaptiveAvgPool2d(1))
             features = channels
         else:
-            raise ValueError(f"unknown model {name!r}; one of {', '.join((*MODELS, 'resnet12'))}")
+            raise ValueError(f"unknown model {name!r}; one of {', '.join((*MODELS, 'vgg', 'resnet12'))}")
         layers.append(nn.Flatten())
         for size in hidden:
             layers += [nn.Linear(features, size), nn.ReLU()]
@@ -72,13 +82,13 @@ def build_model(name: str, dataset: Dataset, hidden: Sequence[int], seed: int) -
 
 
 def build_paper_model(name: str, dataset: Dataset, seed: int) -> nn.Module:
-    """Build a network of paper 000 or 001.
+    """Build a network of paper 000, 001 or 004.
 
     Parameters
     ----------
     name : str
         "simple-nn" (784-128-64-10) and "student" (784-52-32-10) of paper 000; "simple-cnn" and "resnet12" of
-        paper 001.
+        paper 001; "mnist-classifier" (784-20-10, 15,910 parameters) and "cifar10-classifier" (550,570) of paper 004.
 
     Notes
     -----
@@ -179,6 +189,7 @@ class FlatModel:
         learning_rate: float,
         momentum: float,
         loss: Loss = functional.cross_entropy,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> float:
         """Train with a new SGD optimiser, one epoch for each order of sample indices.
 
@@ -186,6 +197,8 @@ class FlatModel:
         ----------
         loss : callable
             Takes the logits of a batch and its part of ``labels``, which may be anything that this takes.
+        on_batch : callable
+            Called after each step.
 
         Returns
         -------
@@ -202,6 +215,7 @@ class FlatModel:
                 value.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 losses.append(value.detach())
+                on_batch()
         return float(torch.stack(losses).mean())
 
     @torch.inference_mode()
