@@ -81,7 +81,9 @@ def test_sizes_take_the_larger_payload_over_the_ideal():
 
 
 def test_a_page_has_ours_and_the_papers(tmp_path):
-    paths = write_report(tmp_path, PAPER_SETTINGS, range(2), RESULTS, note="JPEG <here>")
+    paths = write_report(
+        tmp_path, PAPER_SETTINGS, range(2), RESULTS, "JPEG <here>", {"mnist": "MNIST & more"}
+    )
     assert [path.name for path in paths] == [
         "accuracy.csv",
         "pruning.html",
@@ -89,7 +91,7 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         "sizes.csv",
     ]
     page = (tmp_path / "pruning.html").read_text()
-    for text in ("JPEG &lt;here&gt;", "84.50", "0.070", "1.0148", "2 of 100 clients", "-5.50"):
+    for text in ("JPEG &lt;here&gt;", "MNIST &amp; more", "84.50", "0.070", "1.0148", "2 of 100 clients", "-5.50"):
         assert text in page, text
     with (tmp_path / "accuracy.csv").open() as file:
         assert [row["amount"] for row in csv.DictReader(file)] == ["0.0", "0.8"]

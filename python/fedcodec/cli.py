@@ -388,6 +388,13 @@ def cascade(
     callback=parse_pattern,
     help="Run only those whose name this regular expression finds, as in 'simple-cnn-mnist-unstructured-80'.",
 )
+@click.option(
+    "--data-name",
+    "names",
+    type=(click.Choice(DATASETS), str),
+    multiple=True,
+    help="What the page calls a data set that is not the usual one: --data-name cifar10 'CIFAR-10 (JPEG)'.",
+)
 def pruning(
     data_dir: Path | None,
     seeds: int,
@@ -399,6 +406,7 @@ def pruning(
     rounds: int,
     device: str,
     pattern: str,
+    names: tuple[tuple[str, str], ...],
 ) -> None:
     """Structured and unstructured pruning of what clients send (paper 001).
 
@@ -427,7 +435,7 @@ def pruning(
     if not cells:
         raise click.UsageError(f"no cell has a name with {pattern!r} in it")
     results = run_kept(output, about, cells, jobs)
-    for path in write_report(output, settings, run_seeds, results, note):
+    for path in write_report(output, settings, run_seeds, results, note, dict(names)):
         click.echo(f"wrote {click.format_filename(path)}")
 
 

@@ -72,7 +72,9 @@ def build_model(name: str, dataset: Dataset, hidden: Sequence[int], seed: int) -
             layers.append(nn.AdaptiveAvgPool2d(1))
             features = channels
         else:
-            raise ValueError(f"unknown model {name!r}; one of {', '.join((*MODELS, 'vgg', 'resnet12'))}")
+            raise ValueError(
+                f"unknown model {name!r}; one of {', '.join((*MODELS, 'vgg', 'resnet12'))}"
+            )
         layers.append(nn.Flatten())
         for size in hidden:
             layers += [nn.Linear(features, size), nn.ReLU()]

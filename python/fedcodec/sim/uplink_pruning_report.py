@@ -30,6 +30,8 @@ from .uplink_pruning import (
 )
 
 MB = 1e6  # as the paper counts
+DATA_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+Names = Mapping[str, str]  # of data sets, as a reader knows them
 
 
 @dataclass(frozen=True)
@@ -251,19 +253,15 @@ def _to_target(cell: Any, target: float) -> tuple[float | None, float | None]:
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
-def _heading(experiment: Experiment, kind: Kind) -> str:
-    return f"{experiment.model} on {_data(experiment.dataset)}, {kind}"
-
-
-def _data(dataset: str) -> str:
-    return {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(dataset, dataset)
+def _heading(experiment: Experiment, kind: Kind, names: Names) -> str:
+    return f"{experiment.model} on {names.get(experiment.dataset, experiment.dataset)}, {kind}"
 
 
 def _percent(value: float | None, sign: str = "") -> str:
     return "" if value is None else format(100 * value, f"{sign}.2f")
 
 
-def size_tables(found: Sequence[Size]) -> list[Table]:
+def size_tables(found: Sequence[Size], names: Names = DATA_NAMES) -> list[Table]:
     """Return a table for each experiment and kind."""
     tables = []
     for experiment, kind in _groups():
@@ -275,7 +273,7 @@ def size_tables(found: Sequence[Size]) -> list[Table]:
         if rows:
             tables.append(
                 Table(
-                    _heading(experiment, kind),
+                    _heading(experiment, kind, names),
                     [
                         "pruned",
                         ("float32 values, MB", "weights"),
@@ -306,7 +304,7 @@ def size_tables(found: Sequence[Size]) -> list[Table]:
     return tables
 
 
-def accuracy_tables(found: Sequence[Accuracy]) -> list[Table]:
+def accuracy_tables(found: Sequence[Accuracy], names: Names = DATA_NAMES) -> list[Table]:
     """Return a table for each experiment and kind that was trained."""
     tables = []
     for experiment, kind in _groups():
@@ -348,7 +346,7 @@ def accuracy_tables(found: Sequence[Accuracy]) -> list[Table]:
             rows.append(row)
         tables.append(
             Table(
-                _heading(experiment, kind),
+                _heading(experiment, kind, names),
                 headings,
                 rows,
                 f"{_count(first.rounds, 'round')}, {_count(first.seeds, 'seed')}, {images} test images; of the "
@@ -384,7 +382,7 @@ def _groups() -> Iterator[tuple[Experiment, Kind]]:
             yield experiment, kind
 
 
-def figures(results: Results, found: Sequence[Accuracy]) -> list[Figure]:
+def figures(results: Results, found: Sequence[Accuracy], names: Names = DATA_NAMES) -> list[Figure]:
     """Draw the paper's figures 4 to 15, in both columns, of what was trained for more than a round."""
     drawn = []
     with rc_context(STYLE):
@@ -399,7 +397,7 @@ def figures(results: Results, found: Sequence[Accuracy]) -> list[Figure]:
                 }
                 if not curves or len(next(iter(curves.values()))) < 2:
                     continue
-                heading = f"{_heading(experiment, kind)}, {column}"
+                heading = f"{_heading(experiment, kind, names)}, {column}"
                 drawn.append(
                     Figure(f"{heading}: accuracy by round", _curves(curves), "Mean over the seeds.")
                 )
@@ -453,32 +451,43 @@ DIFFERENCES = (
     "and fully connected layers but the last are pruned; batch norm and biases travel whole.",
     "'weights' is the paper's way: clients prune the weights that they send, and the server averages. 'delta' prunes "
     "their change, and the server adds the mean to its dense model.",
+    "The notebooks that the paper's authors published prune the last layer too and, weight by weight, the biases; they "
+    "take channels by their L1 norm where ours are taken by the L2 norm, and count positions as SciPy's CSR has them.",
     "There is no error feedback in either column, since the paper has none.",
     "The paper's table has the best round on the test set. So has ours, for the comparison's sake; nothing was tuned.",
 )
 
 
 def write_report(
-    folder: Path, settings: Settings, seeds: Sequence[int], results: Results, note: str = ""
+    folder: Path,
+    settings: Settings,
+    seeds: Sequence[int],
+    results: Results,
+    note: str = "",
+    names: Names | None = None,
 ) -> list[Path]:
     """Write the page, the sizes, the accuracies and all results; a file is there in full or as it was before.
+
+    ``names`` says what data sets are called on the page where that is not their usual name.
 
     Raises
     ------
     OSError
         If a file cannot be written.
     """
-    payloads, trained = sizes(results), accuracies(results)
+    payloads, trained, called = sizes(results), accuracies(results), DATA_NAMES | dict(names or {})
     about = {"seeds": list(seeds), **asdict(settings)}
     of_other_studies = ("data_dir", "dataset", "model", "hidden", "average_last", "evaluate_every")
     for name in (*of_other_studies, "downlink_delta", "link"):
         about.pop(name)
     sections = [
         Section(
-            "Bytes of a payload", ["Of one client after its first training."], size_tables(payloads)
+            "Bytes of a payload",
+            ["Of one client after its first training."],
+            size_tables(payloads, called),
         ),
-        Section("Accuracy", [], accuracy_tables(trained)),
-        Section("Figures", [], figures(results, trained)),
+        Section("Accuracy", [], accuracy_tables(trained, called)),
+        Section("Figures", [], figures(results, trained, called)),
         Section("What differs from the paper, and why", DIFFERENCES),
     ]
     introduction = [
