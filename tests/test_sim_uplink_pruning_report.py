@@ -91,7 +91,15 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         "sizes.csv",
     ]
     page = (tmp_path / "pruning.html").read_text()
-    for text in ("JPEG &lt;here&gt;", "MNIST &amp; more", "84.50", "0.070", "1.0148", "2 of 100 clients", "-5.50"):
+    for text in (
+        "JPEG &lt;here&gt;",
+        "MNIST &amp; more",
+        "84.50",
+        "0.070",
+        "1.0148",
+        "2 of 100 clients",
+        "-5.50",
+    ):
         assert text in page, text
     with (tmp_path / "accuracy.csv").open() as file:
         assert [row["amount"] for row in csv.DictReader(file)] == ["0.0", "0.8"]

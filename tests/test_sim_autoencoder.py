@@ -1,0 +1,91 @@
+"""Paper 004's classifiers through an autoencoder: what is fitted, what is held out, what is measured."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+torch = pytest.importorskip("torch")
+
+from fedcodec.sim.autoencoder import TASKS, Task, follow, prepass, steps  # noqa: E402
+from fedcodec.sim.data import load_dataset  # noqa: E402
+from fedcodec.sim.models import FlatModel, build_paper_model  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TASK = Task(
+    "mnist-classifier",
+    "digits",
+    latents=6,
+    epochs=6,
+    snapshots=8,
+    autoencoder_epochs=40,
+    rounds=2,
+    batch_size=16,
+)
+
+
+@pytest.fixture(scope="module")
+def found():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    counted = []
+    result = follow(TASK, seed=0, on_step=lambda: counted.append(1))
+    torch.set_num_threads(threads)
+    assert len(counted) == steps(TASK)
+    return result
+
+
+def test_the_papers_autoencoders_are_those_of_the_tasks():
+    assert {task.dataset: task.latents for task in TASKS.values()} == {"mnist": 32, "cifar10": 320}
+
+
+def test_a_payload_is_the_latents_and_35_bytes(found):
+    assert found["values"] == 1510
+    assert found["parameters"] == 2 * 1510 * 6 + 6 + 1510
+    assert set(found["payload_bytes"].values()) == {6 * 4 + 35}
+    whole, coded = (
+        found["decoder_bytes"][name] for name in ("autoencoder", "autoencoder, int8 decoder")
+    )
+    assert 4 * (1510 * 6 + 1510) < whole < 4 * (1510 * 6 + 1510) + 300
+    assert coded < 0.27 * whole
+
+
+def test_every_epoch_and_round_is_measured_in_every_way(found):
+    assert set(found["epochs"]) == {"original", *found["decoder_bytes"]}
+    for points, count in (("epochs", TASK.epochs), ("rounds", TASK.rounds)):
+        for curve in found[points].values():
+            assert len(curve["accuracy"]) == len(curve["loss"]) == count
+            assert all(0 <= value <= 1 for value in curve["accuracy"])
+
+
+def test_the_decoded_weights_classify_nearly_as_well(found):
+    original, decoded = (
+        np.array(found["epochs"][name]["accuracy"]) for name in ("original", "autoencoder")
+    )
+    assert original[-1] > 0.9
+    assert np.abs(original - decoded)[3:].max() < 0.05
+
+
+def test_the_loss_falls_and_is_kept(found):
+    losses = np.array(found["fit"])
+    assert losses.shape[1] == 2
+    assert losses[-1, 1] < 0.1 * losses[0, 1]
+
+
+def test_equal_seeds_give_equal_results(found):
+    again = follow(TASK, seed=0)
+    for key in ("epochs", "rounds", "fit", "payload_bytes"):
+        assert again[key] == found[key]
+
+
+def test_a_prepass_keeps_as_many_snapshots_as_it_is_told():
+    data = load_dataset("digits")
+    network = FlatModel(build_paper_model("mnist-classifier", data, seed=0))
+    kept = []
+    part = np.arange(300)  # 19 batches
+    prepass(TASK, network, data, part, [0], lambda weights, ends: kept.append((weights, ends)))
+    ends = [number for number, (_, at_end) in enumerate(kept) if at_end]
+    assert len(kept) == TASK.epochs * TASK.snapshots
+    assert ends == list(range(TASK.snapshots - 1, len(kept), TASK.snapshots))
+    flat = [np.concatenate([array.ravel() for array in weights.values()]) for weights, _ in kept]
+    assert len(np.unique(np.array(flat), axis=0)) == len(kept)
+    assert np.array_equal(kept[-1][0]["1.weight"], network.named(network.weights)["1.weight"])
