@@ -10,10 +10,9 @@ from statistics import fmean, median, stdev
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from .cascade import COMBINATIONS, CascadeRun, CascadeSettings, dense_bytes, transfer_seconds
+from .drawings import curves
 from .files import write_csv, write_files, write_json
 from .page import COLOURS, STYLE, Figure, Section, Table, write_page
 from .provenance import provenance
@@ -240,8 +239,8 @@ def figures(runs: Runs, rows: Sequence[Row]) -> list[Figure]:
     mean = "On the test set, mean over the seeds (paper 000, figure 4)."
     with rc_context(STYLE):
         return [
-            Figure("Accuracy by round", _curves(accuracy, "test accuracy, %"), mean),
-            Figure("Loss by round", _curves(loss, "test loss"), mean),
+            Figure("Accuracy by round", curves(accuracy, "round", "test accuracy, %"), mean),
+            Figure("Loss by round", curves(loss, "round", "test loss"), mean),
             Figure(
                 "Delay",
                 _bars({"ours": [row.delay_milliseconds for row in rows]}, rows, "delay, ms"),
@@ -260,18 +259,6 @@ def figures(runs: Runs, rows: Sequence[Row]) -> list[Figure]:
                 "Paper 000, figure 5.",
             ),
         ]
-
-
-def _curves(curves: Mapping[str, NDArray[np.float64]], label: str) -> Drawing:
-    drawing = Drawing()
-    axes = drawing.add_subplot()
-    for name, values in curves.items():
-        axes.plot(np.arange(1, len(values) + 1), values, label=name)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(label)
-    drawing.legend(loc="outside lower center", ncols=2)
-    return drawing
 
 
 def _bars(groups: Mapping[str, Sequence[float]], rows: Sequence[Row], label: str) -> Drawing:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator
 
+from .drawings import curves
 from .files import write_csv, write_files, write_json
 from .page import STYLE, Figure, Section, Table, write_page
 from .provenance import provenance
@@ -388,18 +388,22 @@ def figures(results: Results, found: Sequence[Accuracy], names: Names = DATA_NAM
     with rc_context(STYLE):
         for experiment, kind in _groups():
             for column in COLUMNS:
-                curves = {
+                heights = {
                     f"{amount:.0%}": np.mean(
                         [100 * np.array(cell["accuracy"]) for cell in cells], axis=0
                     )
                     for amount in AMOUNTS
                     if (cells := _cells(results, experiment, kind, amount, column))
                 }
-                if not curves or len(next(iter(curves.values()))) < 2:
+                if not heights or len(next(iter(heights.values()))) < 2:
                     continue
                 heading = f"{_heading(experiment, kind, names)}, {column}"
                 drawn.append(
-                    Figure(f"{heading}: accuracy by round", _curves(curves), "Mean over the seeds.")
+                    Figure(
+                        f"{heading}: accuracy by round",
+                        curves(heights, "round", "test accuracy, %", columns=4, title="pruned"),
+                        "Mean over the seeds.",
+                    )
                 )
                 rows = [
                     row
@@ -417,18 +421,6 @@ def figures(results: Results, found: Sequence[Accuracy], names: Names = DATA_NAM
                     )
                 )
     return drawn
-
-
-def _curves(curves: Mapping[str, Any]) -> Drawing:
-    drawing = Drawing()
-    axes = drawing.add_subplot()
-    for name, values in curves.items():
-        axes.plot(np.arange(1, len(values) + 1), values, label=name)
-    axes.set_xlabel("round")
-    axes.set_ylabel("test accuracy, %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    drawing.legend(loc="outside lower center", ncols=4, title="pruned")
-    return drawing
 
 
 def _targets(rows: Sequence[Accuracy]) -> Drawing:
