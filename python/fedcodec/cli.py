@@ -244,8 +244,15 @@ def study() -> None:
     """
 
 
-def study_options(folder: str, seeds: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return what all studies can be told."""
+def study_options(
+    folder: str, seeds: int | None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return what all studies can be told; without a number of seeds, of one."""
+    a_seed = click.IntRange(0, 2**32)
+    several = (
+        click.option("--first-seed", type=a_seed, default=0),
+        click.option("--seeds", type=click.IntRange(1), default=seeds),
+    )
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         for option in (
@@ -270,8 +277,7 @@ def study_options(folder: str, seeds: int) -> Callable[[Callable[..., None]], Ca
             click.option(
                 "--note", default="", help="A line for the page, such as whose data it was."
             ),
-            click.option("--first-seed", type=click.IntRange(0, 2**32), default=0),
-            click.option("--seeds", type=click.IntRange(1), default=seeds),
+            *(several if seeds else [click.option("--seed", type=a_seed, default=0)]),
             click.option(
                 "--data-dir",
                 type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -377,6 +383,15 @@ def cascade(
         click.echo(f"wrote {click.format_filename(path)}")
 
 
+data_names = click.option(
+    "--data-name",
+    "names",
+    type=(click.Choice(DATASETS), str),
+    multiple=True,
+    help="What the page calls a data set that is not the usual one: --data-name cifar10 'CIFAR-10 (JPEG)'.",
+)
+
+
 @study.command()
 @study_options("pruning", seeds=3)
 @click.option("--rounds", type=click.IntRange(1), default=25)
@@ -388,13 +403,7 @@ def cascade(
     callback=parse_pattern,
     help="Run only those whose name this regular expression finds, as in 'simple-cnn-mnist-unstructured-80'.",
 )
-@click.option(
-    "--data-name",
-    "names",
-    type=(click.Choice(DATASETS), str),
-    multiple=True,
-    help="What the page calls a data set that is not the usual one: --data-name cifar10 'CIFAR-10 (JPEG)'.",
-)
+@data_names
 def pruning(
     data_dir: Path | None,
     seeds: int,
@@ -436,6 +445,50 @@ def pruning(
         raise click.UsageError(f"no cell has a name with {pattern!r} in it")
     results = run_kept(output, about, cells, jobs)
     for path in write_report(output, settings, run_seeds, results, note, dict(names)):
+        click.echo(f"wrote {click.format_filename(path)}")
+
+
+@study.command()
+@study_options("autoencoder", seeds=None)
+@click.option("--device", default="cpu", help="Of torch; on a GPU with all of CIFAR-10.")
+@click.option(
+    "--cells",
+    "pattern",
+    default="",
+    callback=parse_pattern,
+    help="Run only those whose name this regular expression finds: mnist, cifar10.",
+)
+@data_names
+def autoencoder(
+    data_dir: Path | None,
+    seed: int,
+    note: str,
+    quick: bool,
+    jobs: int,
+    output: Path,
+    device: str,
+    pattern: str,
+    names: tuple[tuple[str, str], ...],
+) -> None:
+    """Updates as the latents of an autoencoder, its decoder counted (paper 004).
+
+    Classifiers of MNIST and CIFAR-10: what is left of their accuracy after decoding, at epochs that the autoencoder has
+    not seen and in a federation with the decoder as it was, and after how many rounds it pays.
+    """
+    from .sim.autoencoder import QUICK_TASKS, SMALL_TASKS, TASKS, follow, steps
+    from .sim.autoencoder_report import write_report
+
+    tasks = QUICK_TASKS if quick else SMALL_TASKS if device == "cpu" else TASKS
+    about = {"seed": seed, "device": device} | {name: asdict(task) for name, task in tasks.items()}
+    tasks = {name: task for name, task in tasks.items() if re.search(pattern, name)}
+    if not tasks:
+        raise click.UsageError(f"no cell has a name with {pattern!r} in it")
+    cells = {
+        name: (partial(follow, task, seed, data_dir, device), steps(task))
+        for name, task in tasks.items()
+    }
+    results = run_kept(output, about, cells, jobs)
+    for path in write_report(output, tasks, seed, results, device, note, dict(names)):
         click.echo(f"wrote {click.format_filename(path)}")
 
 

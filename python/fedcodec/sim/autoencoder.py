@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -58,6 +58,9 @@ TASKS = {
     "mnist": Task("mnist-classifier", "mnist", 32, 10, 40, 200, 10),
     "cifar10": Task("cifar10-classifier", "cifar10", 320, 40, 10, 50, 10),
 }
+# What can be had on processors in half an hour.
+SMALL_TASKS = TASKS | {"cifar10": replace(TASKS["cifar10"], train_images=10_000, rounds=5)}
+QUICK_TASKS = {"digits": Task("mnist-classifier", "digits", 8, 10, 10, 50, 5, batch_size=16)}
 
 
 @dataclass

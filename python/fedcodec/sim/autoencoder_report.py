@@ -1,0 +1,416 @@
+"""What the study of paper 004 showed, beside the paper's own figures: a page, CSV and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Drawing
+from numpy.typing import ArrayLike
+
+import fedcodec as fc
+
+from .autoencoder import Task
+from .drawings import curves
+from .files import write_csv, write_files, write_json
+from .page import STYLE, Figure, Section, Table, write_page
+from .provenance import provenance
+
+# Paper 004, sections 5.1 and 5.3: parameters of the autoencoder, and how many times fewer latents there are.
+PUBLISHED = {"mnist": (1_034_182, 500), "cifar10": (352_915_690, 1720)}
+METHOD = "autoencoder"  # whose figures stand for the paper's
+FIRST_EPOCHS = 3  # that differences are not looked at in: the weights move fast
+Results = Mapping[str, Any]  # of `fedcodec.sim.autoencoder.follow`, by the names of tasks
+Names = Mapping[str, str]  # of data sets, as a reader knows them
+DATA_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an autoencoder costs and saves; sizes in bytes, everything counted.
+
+    Attributes
+    ----------
+    latent_ratio : float
+        Values over latents, all else left out: as the paper counts.
+    payload_ratio : float
+        Bytes of the values in float32 over those of the payload.
+    break_even_by_formula, break_even, int8_break_even : float
+        Rounds after which it pays, with a decoder for each collaborator: of numbers of parameters, as in the paper's
+        figure 11; of measured bytes; of those with the decoder sent as int8.
+    """
+
+    task: str
+    values: int
+    latents: int
+    parameters: int
+    paper_parameters: int | None
+    latent_ratio: float
+    paper_ratio: float | None
+    payload_bytes: int
+    payload_ratio: float
+    decoder_bytes: int
+    int8_decoder_bytes: int
+    break_even_by_formula: float
+    break_even: float
+    int8_break_even: float
+    prepass_seconds: float
+    fit_seconds: float
+    encode_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of a classifier's accuracy is left after decoding, in points: the largest loss and the mean change."""
+
+    task: str
+    method: str
+    points: str
+    count: int
+    original: float
+    decoded: float
+    largest_loss: float
+    mean_change: float
+
+
+def costs(tasks: Mapping[str, Task], results: Results) -> list[Cost]:
+    """Return what the autoencoder of each task costs."""
+    found = []
+    for name, result in results.items():
+        values, latents = result["values"], tasks[name].latents
+        parameters, payload = result["parameters"], result["payload_bytes"][METHOD]
+        decoder, coded = (
+            result["decoder_bytes"][method] for method in (METHOD, f"{METHOD}, int8 decoder")
+        )
+        paper = PUBLISHED.get(tasks[name].dataset, (None, None))
+        found.append(
+            Cost(
+                name,
+                values,
+                latents,
+                parameters,
+                paper[0],
+                values / latents,
+                paper[1],
+                payload,
+                4 * values / payload,
+                decoder,
+                coded,
+                fc.break_even(values, latents, cost=parameters / 2),
+                fc.break_even(4 * values, payload, cost=decoder),
+                fc.break_even(4 * values, payload, cost=coded),
+                *(result["seconds"][step] for step in ("prepass", "fit", "encode", "decode")),
+            )
+        )
+    return found
+
+
+def kept(results: Results) -> list[Kept]:
+    """Return what is left of the accuracy, at the ends of epochs and in the rounds after."""
+    found = []
+    for name, result in results.items():
+        for points, first in (("epochs", FIRST_EPOCHS), ("rounds", 0)):
+            original = 100 * np.array(result[points]["original"]["accuracy"][first:])
+            if not original.size:
+                continue
+            for method, curve in result[points].items():
+                if method == "original":
+                    continue
+                decoded = 100 * np.array(curve["accuracy"][first:])
+                change = decoded - original
+                found.append(
+                    Kept(
+                        name,
+                        method,
+                        points,
+                        original.size,
+                        float(original[-1]),
+                        float(decoded[-1]),
+                        float(max(0.0, -change.min())),
+                        float(change.mean()),
+                    )
+                )
+    return found
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def _called(task: str, names: Names) -> str:
+    return names.get(task, task)
+
+
+def _number(value: float | None, form: str = ",") -> str:
+    return "" if value is None else format(value, form)
+
+
+def cost_table(found: list[Cost], names: Names) -> Table:
+    """Return sizes, ratios and break-even points."""
+    return Table(
+        "What an autoencoder costs and saves",
+        [
+            "classifier",
+            "values",
+            "latents",
+            ("autoencoder, parameters", "ours"),
+            ("autoencoder, parameters", "paper"),
+            ("values / latents", "ours"),
+            ("values / latents", "paper"),
+            ("payload", "bytes"),
+            ("payload", "ratio"),
+            ("decoder, MB", "float32"),
+            ("decoder, MB", "int8"),
+            ("break-even, rounds", "by formula"),
+            ("break-even, rounds", "in bytes"),
+            ("break-even, rounds", "int8 decoder"),
+        ],
+        [
+            [
+                _called(cost.task, names),
+                _number(cost.values),
+                _number(cost.latents),
+                _number(cost.parameters),
+                _number(cost.paper_parameters),
+                _number(cost.latent_ratio, ",.1f"),
+                _number(cost.paper_ratio),
+                _number(cost.payload_bytes),
+                _number(cost.payload_ratio, ",.1f"),
+                _number(cost.decoder_bytes / 1e6, ",.2f"),
+                _number(cost.int8_decoder_bytes / 1e6, ",.2f"),
+                _number(cost.break_even_by_formula, ",.1f"),
+                _number(cost.break_even, ",.1f"),
+                _number(cost.int8_break_even, ",.1f"),
+            ]
+            for cost in found
+        ],
+        "Of a collaborator with a decoder of its own; the payload's ratio is to the values in float32, header and "
+        "checksum counted. By formula: of numbers of parameters, half of the autoencoder being the decoder (paper 004, "
+        "equations 4 to 6).",
+    )
+
+
+def kept_table(found: list[Kept], names: Names, points: str, title: str, note: str) -> Table:
+    """Return how well decoded weights classify."""
+    return Table(
+        title,
+        [
+            "classifier",
+            "weights decoded by",
+            ("test accuracy at the end, %", "original"),
+            ("test accuracy at the end, %", "decoded"),
+            ("decoded - original, points", "worst"),
+            ("decoded - original, points", "mean"),
+            points,
+        ],
+        [
+            [
+                _called(row.task, names),
+                row.method,
+                f"{row.original:.2f}",
+                f"{row.decoded:.2f}",
+                f"{-row.largest_loss:+.2f}",
+                f"{row.mean_change:+.2f}",
+                str(row.count),
+            ]
+            for row in found
+            if row.points == points
+        ],
+        note,
+    )
+
+
+def time_table(found: list[Cost], names: Names) -> Table:
+    """Return the seconds that were measured."""
+    return Table(
+        "Time on this machine",
+        [
+            "classifier",
+            "pre-pass, s",
+            "fitting the autoencoder, s",
+            "encode, ms",
+            "decode, ms",
+        ],
+        [
+            [
+                _called(cost.task, names),
+                f"{cost.prepass_seconds:,.1f}",
+                f"{cost.fit_seconds:,.1f}",
+                f"{1e3 * cost.encode_seconds:,.2f}",
+                f"{1e3 * cost.decode_seconds:,.2f}",
+            ]
+            for cost in found
+        ],
+        "Wall-clock seconds; on processors of one thread. Encoding and decoding: medians of five.",
+    )
+
+
+def figures(results: Results, names: Names) -> list[Figure]:
+    """Draw the paper's figures 4 to 7, and the rounds after the decoder was frozen."""
+    drawn = []
+    with rc_context(STYLE):
+        for task, result in results.items():
+            called = _called(task, names)
+            training, validation = zip(*result["fit"], strict=True)
+            drawn.append(
+                Figure(
+                    f"{called}: loss of the autoencoder",
+                    curves(
+                        {"training": training, "validation": validation},
+                        "epoch",
+                        "mean squared error",
+                        logarithmic="y",
+                    ),
+                    "In squares of the standard deviation of the weights (paper 004, figures 4 and 6).",
+                )
+            )
+            for points, where in (("epochs", "epoch"), ("rounds", "round")):
+                of = result[points]
+                if not of["original"]["accuracy"]:
+                    continue
+                place = {
+                    "epochs": "At the end of each epoch of the pre-pass (paper 004, figures 5 and 7).",
+                    "rounds": "Of a federation in which nothing is compressed, with the decoder as it was.",
+                }[points]
+                for measure, label, factor in (
+                    ("accuracy", "test accuracy, %", 100),
+                    ("loss", "test loss", 1),
+                ):
+                    heights = {
+                        method: factor * np.array(curve[measure]) for method, curve in of.items()
+                    }
+                    drawn.append(
+                        Figure(
+                            f"{called}: {measure} of decoded weights by {where}",
+                            curves(heights, where, label),
+                            place,
+                        )
+                    )
+    return drawn
+
+
+def savings_figures(found: list[Cost], names: Names) -> list[Figure]:
+    """Draw the paper's figures 10 and 11, of measured bytes."""
+    many = np.unique(np.geomspace(1, 1e4, 60).round().astype(int))  # rounds, or collaborators
+    drawn = []
+    with rc_context(STYLE):
+        for cost in found:
+            called = _called(cost.task, names)
+            shared = {
+                f"{rounds} rounds": [_ratio(cost, cost.decoder_bytes, rounds, n) for n in many]
+                for rounds in (8, 41, 100)
+            }
+            own = {
+                "float32 decoder": [_ratio(cost, cost.decoder_bytes, n, 1) for n in many],
+                "int8 decoder": [_ratio(cost, cost.int8_decoder_bytes, n, 1) for n in many],
+            }
+            drawn += [
+                Figure(
+                    f"{called}: savings ratio, one decoder for all",
+                    _ratios(shared, "collaborators", many),
+                    "Of measured bytes, the decoder in float32 (paper 004, figure 10: its break-even at 40 "
+                    "collaborators is that of 8 rounds, its 120x at 1,000 that of 41).",
+                ),
+                Figure(
+                    f"{called}: savings ratio, a decoder for each",
+                    _ratios(own, "rounds", many),
+                    "Of measured bytes (paper 004, figure 11).",
+                ),
+            ]
+    return drawn
+
+
+def _ratio(cost: Cost, decoder: int, rounds: int, clients: int) -> float:
+    return fc.savings_ratio(
+        4 * cost.values, cost.payload_bytes, rounds=rounds, clients=clients, cost=decoder
+    )
+
+
+def _ratios(heights: Mapping[str, list[float]], x: str, places: ArrayLike) -> Drawing:
+    return curves(heights, x, "savings ratio", places=places, logarithmic="xy")
+
+
+DIFFERENCES = (
+    "The paper's accuracy of an autoencoder is not defined there; ours is judged by its error, and by what the "
+    "classifier does with the decoded weights.",
+    "The paper measures decoded weights at epochs that the autoencoder was fitted to. Ours has not seen them; but they "
+    "lie between others that it has, so the rounds of a federation that starts anew stand beside them.",
+    "The paper names no learning rate, optimiser, batch size or activation, of classifiers or of autoencoders. It "
+    "counts latents; a payload has a header and a checksum too.",
+    "Values are standardised by two numbers and biases begin at the mean snapshot: neither costs a parameter.",
+)
+
+
+def write_report(
+    folder: Path,
+    tasks: Mapping[str, Task],
+    seed: int,
+    results: Results,
+    device: str,
+    note: str = "",
+    names: Names | None = None,
+) -> list[Path]:
+    """Write the page, the costs, what is kept of the accuracy, and all results; each in full or as it was before.
+
+    ``names`` says what data sets are called on the page where that is not their usual name.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    called = DATA_NAMES | dict(names or {})
+    spent, left = costs(tasks, results), kept(results)
+    about = {"seed": seed, "device": device, **{name: asdict(tasks[name]) for name in results}}
+    sections = [
+        Section(
+            "Results",
+            [],
+            [
+                cost_table(spent, called),
+                kept_table(
+                    left,
+                    called,
+                    "epochs",
+                    "Weights at the end of each epoch of the pre-pass",
+                    f"Between those that the autoencoder was fitted to, which it has not seen; without the first "
+                    f"{FIRST_EPOCHS} epochs.",
+                ),
+                kept_table(
+                    left,
+                    called,
+                    "rounds",
+                    "Weights of a federation, with the decoder as it was",
+                    "Of one of two collaborators, from the same first weights on; nothing that is decoded goes back "
+                    "into the training.",
+                ),
+                time_table(spent, called),
+            ],
+        ),
+        Section("Figures", [], figures(results, called)),
+        Section("When it pays", [], savings_figures(spent, called)),
+        Section("What differs from the paper, and why", DIFFERENCES),
+    ]
+    introduction = [
+        "Updates as the latents of an autoencoder whose decoder the server holds: the study of paper 004, with the "
+        "decoder and every byte counted.",
+        *([note] if note else []),
+    ]
+
+    def write(draft: Path) -> None:
+        write_page(
+            draft / "autoencoder.html",
+            "Updates through an autoencoder",
+            introduction,
+            sections,
+            {"settings": about, **provenance()},
+        )
+        write_csv(draft / "costs.csv", [asdict(row) for row in spent])
+        write_csv(draft / "kept.csv", [asdict(row) for row in left])
+        write_json(draft / "report.json", {"settings": about, **provenance(), "cells": results})
+
+    return write_files(folder, write)
