@@ -213,7 +213,7 @@ def kept_table(found: list[Kept], names: Names, points: str, title: str, note: s
                 row.method,
                 f"{row.original:.2f}",
                 f"{row.decoded:.2f}",
-                f"{-row.largest_loss:+.2f}",
+                f"{0 - row.largest_loss:+.2f}",
                 f"{row.mean_change:+.2f}",
                 str(row.count),
             ]

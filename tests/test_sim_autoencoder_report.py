@@ -1,0 +1,117 @@
+"""The page of paper 004's study: the paper's figures, ours, and what they are of."""
+
+import csv
+import json
+
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("torch")
+
+from click.testing import CliRunner
+
+from fedcodec import cli
+from fedcodec.sim import autoencoder
+from fedcodec.sim.autoencoder import TASKS
+from fedcodec.sim.autoencoder_report import costs, kept, write_report
+
+METHODS = ("autoencoder", "autoencoder, int8 decoder", "principal components")
+
+
+def curve(*accuracy):
+    return {"accuracy": list(accuracy), "loss": [1 - value for value in accuracy]}
+
+
+RESULT = {
+    "values": 550_570,
+    "parameters": 352_915_690,
+    "decoder_bytes": dict(zip(METHODS, (705_831_500, 176_500_000, 705_831_500), strict=True)),
+    "payload_bytes": dict.fromkeys(METHODS, 1315),
+    "epochs": {
+        "original": curve(0.1, 0.2, 0.3, 0.5, 0.6),
+        METHODS[0]: curve(0.0, 0.0, 0.0, 0.49, 0.61),
+        METHODS[1]: curve(0.1, 0.2, 0.3, 0.5, 0.6),
+        METHODS[2]: curve(0.1, 0.2, 0.3, 0.51, 0.62),
+    },
+    "rounds": {"original": curve(0.5), **{method: curve(0.25) for method in METHODS}},
+    "fit": [[1.0, 2.0], [0.5, 1.5]],
+    "seconds": {"prepass": 60.0, "fit": 1234.5, "encode": 0.07, "decode": 0.08},
+}
+
+
+def test_costs_are_of_measured_bytes():
+    (cost,) = costs(TASKS, {"cifar10": RESULT})
+    assert (cost.latents, cost.paper_parameters, cost.paper_ratio) == (320, 352_915_690, 1720)
+    assert cost.latent_ratio == pytest.approx(1720.5, abs=0.1)
+    assert cost.payload_ratio == 4 * 550_570 / 1315
+    assert cost.break_even_by_formula == pytest.approx(320.7, abs=0.05)
+    assert cost.break_even == 705_831_500 / (4 * 550_570 - 1315)
+    assert cost.int8_break_even == 176_500_000 / (4 * 550_570 - 1315)
+
+
+def test_accuracy_is_looked_at_after_the_third_epoch():
+    rows = {(row.method, row.points): row for row in kept({"cifar10": RESULT})}
+    row = rows[METHODS[0], "epochs"]
+    assert row.count == 2
+    assert row.largest_loss == pytest.approx(1)
+    assert row.mean_change == pytest.approx(0)
+    assert rows[METHODS[2], "epochs"].largest_loss == 0
+    assert rows[METHODS[0], "rounds"].largest_loss == pytest.approx(25)
+
+
+def test_a_page_has_ours_and_the_papers(tmp_path):
+    paths = write_report(
+        tmp_path, TASKS, 0, {"cifar10": RESULT}, "cpu", "a <note>", {"cifar10": "CIFAR & more"}
+    )
+    assert [path.name for path in paths] == [
+        "autoencoder.html",
+        "costs.csv",
+        "kept.csv",
+        "report.json",
+    ]
+    page = (tmp_path / "autoencoder.html").read_text()
+    for text in (
+        "a &lt;note&gt;",
+        "CIFAR &amp; more",
+        "352,915,690",
+        "320.7",
+        "1,674.7",
+        "1,234.5",
+    ):
+        assert text in page, text
+    assert json.loads((tmp_path / "report.json").read_text())["cells"] == {"cifar10": RESULT}
+
+
+def test_cells_can_be_picked_and_are_not_done_again(tmp_path, monkeypatch):
+    done = []
+
+    def follow(task, *_):
+        done.append(task.dataset)
+        return RESULT
+
+    monkeypatch.setattr(autoencoder, "follow", follow)
+    command = ["study", "autoencoder", "--jobs", "1", "--output", str(tmp_path)]
+    for cells, expected in (
+        ("mnist", ["mnist"]),
+        ("mnist", ["mnist"]),
+        ("", ["mnist", "cifar10"]),
+    ):
+        result = CliRunner().invoke(cli.commands, [*command, "--cells", cells])
+        assert result.exit_code == 0, result.output
+        assert done == expected
+    result = CliRunner().invoke(cli.commands, [*command, "--cells", "nothing"])
+    assert "no cell has a name with 'nothing' in it" in result.output
+
+
+@pytest.mark.slow
+def test_the_quick_study(tmp_path):
+    result = CliRunner().invoke(
+        cli.commands, ["study", "autoencoder", "--quick", "--jobs", "1", "--output", str(tmp_path)]
+    )
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "kept.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == set(METHODS)
+    for row in rows:
+        if row["points"] == "epochs":
+            assert float(row["largest_loss"]) < 5
