@@ -1,14 +1,23 @@
 """Paper 004's classifiers through an autoencoder: what is fitted, what is held out, what is measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
-pytest.importorskip("sklearn")
-torch = pytest.importorskip("torch")
-
-from fedcodec.sim.autoencoder import TASKS, Task, follow, prepass, steps  # noqa: E402
-from fedcodec.sim.data import load_dataset  # noqa: E402
-from fedcodec.sim.models import FlatModel, build_paper_model  # noqa: E402
+from fedcodec.sim.autoencoder import (
+    CODECS,
+    TASKS,
+    Task,
+    compare,
+    compare_steps,
+    follow,
+    follow_steps,
+    prepass,
+)
+from fedcodec.sim.data import load_dataset
+from fedcodec.sim.models import FlatModel, build_paper_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TASK = Task(
@@ -30,7 +39,7 @@ def found():
     counted = []
     result = follow(TASK, seed=0, on_step=lambda: counted.append(1))
     torch.set_num_threads(threads)
-    assert len(counted) == steps(TASK)
+    assert len(counted) == follow_steps(TASK)
     return result
 
 
@@ -69,6 +78,29 @@ def test_the_loss_falls_and_is_kept(found):
     losses = np.array(found["fit"])
     assert losses.shape[1] == 2
     assert losses[-1, 1] < 0.1 * losses[0, 1]
+
+
+def test_every_way_to_send_is_counted_from_its_first_byte():
+    counted = []
+    task = replace(TASK, rounds=3)
+    found = compare(task, seed=1, on_step=lambda: counted.append(1))
+    assert len(counted) == compare_steps(task)
+    assert set(CODECS) < set(found)
+    layer = 4 * (6 * 1510)
+    for way, spent in found.items():
+        assert len(spent["accuracy"]) == len(spent["payload_bytes"]) == 3
+        decoder = way.partition(" decoder")[0].rpartition(" ")[2]
+        if way in CODECS:
+            assert spent["before_bytes"] == 0
+        elif decoder == "float32":  # two halves of an autoencoder, or two decoders
+            assert 2 * layer < spent["before_bytes"] < 2 * layer + 8 * 1510 + 1000
+        else:
+            assert 0.25 * 2 * layer < spent["before_bytes"] < 0.27 * 2 * layer + 8 * 1510
+    assert found["raw"]["payload_bytes"] == [2 * (4 * 1510 + 17)] * 3
+    latents = found["autoencoder, float32 decoder each"]["payload_bytes"]
+    assert latents == [2 * (6 * 4 + 35)] * 3
+    repaired = found["autoencoder, int8 decoder each, then topk(0.01) | int8"]
+    assert min(repaired["payload_bytes"]) > latents[0]
 
 
 def test_equal_seeds_give_equal_results(found):

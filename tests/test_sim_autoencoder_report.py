@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fedcodec import cli
 from fedcodec.sim import autoencoder
 from fedcodec.sim.autoencoder import TASKS
-from fedcodec.sim.autoencoder_report import costs, kept, write_report
+from fedcodec.sim.autoencoder_report import costs, kept, verdicts, write_report
 
 METHODS = ("autoencoder", "autoencoder, int8 decoder", "principal components")
 
@@ -59,15 +59,35 @@ def test_accuracy_is_looked_at_after_the_third_epoch():
     assert rows[METHODS[0], "rounds"].largest_loss == pytest.approx(25)
 
 
+COMPARED = {
+    "raw": {"before_bytes": 0, "payload_bytes": [100, 100], "accuracy": [0.5, 1.0]},
+    "autoencoder": {"before_bytes": 1234, "payload_bytes": [2, 3], "accuracy": [0.99, 0.2]},
+    "topk": {"before_bytes": 0, "payload_bytes": [5, 5], "accuracy": [0.6, 0.989]},
+}
+
+
+def test_all_bytes_count_until_the_target_is_reached():
+    rows = {row.way: row for row in verdicts({"cifar10": COMPARED})}
+    assert {way: row.bytes_to_target for way, row in rows.items()} == {
+        "raw": 200,
+        "autoencoder": 1236,
+        "topk": None,
+    }
+    assert rows["autoencoder"].round_bytes == 2.5
+    assert rows["topk"].best_accuracy == 0.989
+
+
 def test_a_page_has_ours_and_the_papers(tmp_path):
+    results = {"cifar10-follow": RESULT, "cifar10-compare": COMPARED}
     paths = write_report(
-        tmp_path, TASKS, 0, {"cifar10": RESULT}, "cpu", "a <note>", {"cifar10": "CIFAR & more"}
+        tmp_path, TASKS, 0, results, "cpu", "a <note>", {"cifar10": "CIFAR & more"}
     )
     assert [path.name for path in paths] == [
         "autoencoder.html",
         "costs.csv",
         "kept.csv",
         "report.json",
+        "verdicts.csv",
     ]
     page = (tmp_path / "autoencoder.html").read_text()
     for text in (
@@ -77,24 +97,27 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         "320.7",
         "1,674.7",
         "1,234.5",
+        "1,236",
+        "never",
     ):
         assert text in page, text
-    assert json.loads((tmp_path / "report.json").read_text())["cells"] == {"cifar10": RESULT}
+    assert json.loads((tmp_path / "report.json").read_text())["cells"] == results
+    assert write_report(tmp_path / "half", TASKS, 0, {"cifar10-compare": COMPARED}, "cpu")
 
 
 def test_cells_can_be_picked_and_are_not_done_again(tmp_path, monkeypatch):
     done = []
 
-    def follow(task, *_):
+    def compare(task, *_):
         done.append(task.dataset)
-        return RESULT
+        return COMPARED
 
-    monkeypatch.setattr(autoencoder, "follow", follow)
+    monkeypatch.setattr(autoencoder, "compare", compare)
     command = ["study", "autoencoder", "--jobs", "1", "--output", str(tmp_path)]
     for cells, expected in (
-        ("mnist", ["mnist"]),
-        ("mnist", ["mnist"]),
-        ("", ["mnist", "cifar10"]),
+        ("mnist-compare", ["mnist"]),
+        ("mnist-compare", ["mnist"]),
+        ("-compare$", ["mnist", "cifar10"]),
     ):
         result = CliRunner().invoke(cli.commands, [*command, "--cells", cells])
         assert result.exit_code == 0, result.output
@@ -115,3 +138,7 @@ def test_the_quick_study(tmp_path):
     for row in rows:
         if row["points"] == "epochs":
             assert float(row["largest_loss"]) < 5
+    with (tmp_path / "verdicts.csv").open() as file:
+        sent = {row["way"]: row for row in csv.DictReader(file)}
+    assert int(sent["raw"]["before_bytes"]) == 0
+    assert sum("decoder" in way for way in sent) == 9

@@ -1,14 +1,15 @@
-"""Updates as the latents of an autoencoder (paper 004): how well they keep what a classifier has learned."""
+"""Updates as the latents of an autoencoder (paper 004): what is left of them, and what they cost beside others."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,11 @@ from numpy.typing import NDArray
 import fedcodec as fc
 
 from .data import Dataset, load_dataset, partition_iid
+from .federation import encode_seed
 from .models import FlatModel, Update, build_paper_model
+
+COLLABORATORS = 2
+TARGET = 0.99  # of the best accuracy without compression
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Task:
     autoencoder_epochs : int
         At most.
     rounds : int
-        Of the federation of two collaborators that follows.
+        Of the federation of two collaborators that follows, an epoch each.
     train_images : int, optional
         A random part of the training set; all of it by default.
     """
@@ -55,8 +60,8 @@ class Task:
 
 
 TASKS = {
-    "mnist": Task("mnist-classifier", "mnist", 32, 10, 40, 200, 10),
-    "cifar10": Task("cifar10-classifier", "cifar10", 320, 40, 10, 50, 10),
+    "mnist": Task("mnist-classifier", "mnist", 32, 10, 40, 200, 30),
+    "cifar10": Task("cifar10-classifier", "cifar10", 320, 40, 10, 50, 40),
 }
 # What can be had on processors in half an hour.
 SMALL_TASKS = TASKS | {"cifar10": replace(TASKS["cifar10"], train_images=10_000, rounds=5)}
@@ -116,6 +121,9 @@ def prepass(
     )
 
 
+# --- what is left of the weights ----------------------------------------------------------------------------------
+
+
 def follow(
     task: Task,
     seed: int,
@@ -138,7 +146,7 @@ def follow(
     device : str
         Of torch.
     on_step : callable
-        Called ``steps(task)`` times.
+        Called `follow_steps` times.
 
     Returns
     -------
@@ -161,16 +169,255 @@ def follow(
     >>> found["values"], len(found["epochs"]["original"]["accuracy"])
     (1510, 2)
     """
+    start = _start(task, seed, data_dir, device)
+    fitted = _fit(task, start, 0, seed, on_step)
+    codecs = {
+        "autoencoder": fc.AutoEncoder.of(fitted.funnel),
+        "autoencoder, int8 decoder": fc.AutoEncoder.of(fitted.funnel, decoder=fc.Int8()),
+        "principal components": fc.AutoEncoder.of(fitted.principal),
+    }
+    epochs = _curves(codecs, start, fitted.logged)
+    encode, decode = _timed(codecs["autoencoder"], fitted.logged[-1])
+    mine = []
+    for _, weights in _federation(task, start, seed):
+        mine.append(weights)
+        on_step()
+    return {
+        "values": len(start.network.weights),
+        "parameters": fitted.funnel.parameters,
+        "decoder_bytes": {name: len(codec.decoder_payload) for name, codec in codecs.items()},
+        "payload_bytes": {
+            name: len(codec.encode(start.weights, framing="reference"))
+            for name, codec in codecs.items()
+        },
+        "epochs": epochs,
+        "rounds": _curves(codecs, start, mine),
+        "fit": [list(epoch) for epoch in fitted.history],
+        "seconds": fitted.seconds | {"encode": encode, "decode": decode},
+    }
+
+
+def follow_steps(task: Task) -> int:
+    """Return how often `follow` calls back."""
+    return _FIT_STEPS + task.epochs + task.rounds
+
+
+# --- what they cost -----------------------------------------------------------------------------------------------
+
+# The others, which send what changed, with error feedback.
+CODECS = ("raw", "kbit(4)", "topk(0.05) | ternary", "topk(0.01) | int8", "topk(0.002) | int8")
+REPAIR = "topk(0.01) | int8"  # of what an autoencoder missed
+
+
+@dataclass
+class Spent:
+    """A federation with one way to send updates.
+
+    Attributes
+    ----------
+    before_bytes : int
+        That travel before the first round: decoders to the server, and an encoder to who has none of its own.
+    payload_bytes : list of int
+        Of all collaborators, by round.
+    accuracy : list of float
+        Of the server's average on the test set, by round.
+    """
+
+    before_bytes: int
+    payload_bytes: list[int] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+
+    def bytes_to(self, accuracy: float) -> int | None:
+        """Return the bytes that have travelled when an accuracy is reached; None if it never is."""
+        total = self.before_bytes
+        for size, found in zip(self.payload_bytes, self.accuracy, strict=True):
+            total += size
+            if found >= accuracy:
+                return total
+        return None
+
+
+def compare(
+    task: Task,
+    seed: int,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
+    """Train the federation of two collaborators in each way to send updates, and count every byte that goes up.
+
+    Autoencoders and principal components send weights, as in the paper: by decoders of each collaborator's own or by
+    the first one's for both, whose other half then has to travel too; the decoders as float32 or int8. `CODECS` send
+    what changed. The broadcast average is not compressed and not counted.
+
+    Parameters
+    ----------
+    task, seed, data_dir, device
+        As for `follow`.
+    on_step : callable
+        Called `compare_steps` times.
+
+    Returns
+    -------
+    dict
+        As JSON has it: a `Spent` by the name of each way.
+
+    Raises
+    ------
+    FileNotFoundError, NonFiniteError
+        As for `follow`.
+    """
+    start = _start(task, seed, data_dir, device)
+    found = {}
+    for text in CODECS:
+        feedbacks = [fc.ErrorFeedback(text) for _ in start.parts]
+
+        def delta(
+            client: int,
+            update: Update,
+            base: Update,
+            number: int,
+            feedbacks: list[fc.ErrorFeedback] = feedbacks,
+        ) -> tuple[int, Update]:
+            change = {name: update[name] - base[name] for name in update}
+            payload = feedbacks[client].encode(
+                change, framing="reference", seed=encode_seed(seed, number, client)
+            )
+            feedbacks[client].accept()
+            decoded = fc.decode(payload, like=update)
+            return len(payload), {name: base[name] + decoded[name] for name in update}
+
+        found[text] = _spend(task, start, seed, 0, delta, on_step)
+    fitted = [_fit(task, start, client, seed, on_step) for client in range(COLLABORATORS)]
+    for name, codecs, before in _ways(fitted):
+        shared = fc.Shared()
+        for codec in codecs:
+            codec.add_shared(shared)
+
+        def weights(
+            client: int,
+            update: Update,
+            base: Update,
+            number: int,
+            codecs: Sequence[fc.Codec] = codecs,
+            shared: fc.Shared = shared,
+        ) -> tuple[int, Update]:
+            payload = codecs[client].encode(update, framing="reference")
+            return len(payload), fc.decode(payload, like=update, shared=shared)
+
+        found[name] = _spend(task, start, seed, before, weights, on_step)
+    return {name: asdict(spent) for name, spent in found.items()}
+
+
+def compare_steps(task: Task) -> int:
+    """Return how often `compare` calls back."""
+    return (len(CODECS) + _WAYS) * task.rounds + COLLABORATORS * (_FIT_STEPS + task.epochs)
+
+
+_WAYS = 9
+
+
+def _ways(fitted: Sequence[_Fitted]) -> Iterator[tuple[str, list[fc.Codec], int]]:
+    """Give each way through an autoencoder: its name, the collaborators' codecs, and what travels before."""
+    for kind in ("autoencoder", "principal components"):
+        funnels = [of.funnel if kind == "autoencoder" else of.principal for of in fitted]
+        for sent in (fc.Raw(), fc.Int8()):
+            codecs = [fc.AutoEncoder.of(funnel, decoder=sent) for funnel in funnels]
+            form = "float32" if isinstance(sent, fc.Raw) else "int8"
+            decoders = [len(codec.decoder_payload) for codec in codecs]
+            yield f"{kind}, {form} decoder each", list[fc.Codec](codecs), sum(decoders)
+            both = decoders[0] + len(sent.encode(_arrays(funnels[0])))
+            yield f"{kind}, one {form} decoder", [codecs[0]] * len(codecs), both
+            if kind == "autoencoder" and form == "int8":
+                repaired: list[fc.Codec] = [
+                    fc.Residual(codec | fc.Int8(), fc.parse(REPAIR)) for codec in codecs
+                ]
+                yield f"{kind}, int8 decoder each, then {REPAIR}", repaired, sum(decoders)
+
+
+def _arrays(funnel: fc.Funnel) -> list[NDArray[np.float32]]:
+    """Return an encoder's layers as an update."""
+    return [part.cpu().numpy() for layer in funnel.folded()[0] for part in layer]
+
+
+def _spend(
+    task: Task,
+    start: _Start,
+    seed: int,
+    before: int,
+    send: Callable[[int, Update, Update, int], tuple[int, Update]],
+    on_step: Callable[[], None],
+) -> Spent:
+    spent, sizes, curve = Spent(before), list[int](), Curve()
+
+    def sent(client: int, update: Update, base: Update) -> Update:
+        size, received = send(client, update, base, len(spent.accuracy))
+        sizes.append(size)
+        return received
+
+    for average, _ in _federation(task, start, seed, sent):
+        curve.add(start.network, average, start.data)
+        spent.accuracy.append(curve.accuracy[-1])
+        spent.payload_bytes.append(sum(sizes))
+        sizes.clear()
+        on_step()
+    return spent
+
+
+# --- all of the study ---------------------------------------------------------------------------------------------
+
+
+def study_cells(
+    tasks: Mapping[str, Task], seed: int, data_dir: Path | None, device: str
+) -> dict[str, tuple[Callable[[Callable[[], None]], Any], int]]:
+    """Return `follow` and `compare` of each task by name, each with its number of steps."""
+    cells: dict[str, tuple[Callable[[Callable[[], None]], Any], int]] = {}
+    for name, task in tasks.items():
+        cells[f"{name}-follow"] = partial(follow, task, seed, data_dir, device), follow_steps(task)
+        cells[f"{name}-compare"] = (
+            partial(compare, task, seed, data_dir, device),
+            compare_steps(task),
+        )
+    return cells
+
+
+# --- what both begin with -----------------------------------------------------------------------------------------
+
+
+class _Start(NamedTuple):
+    """What every federation of a task and seed begins with."""
+
+    data: Dataset
+    parts: list[NDArray[np.int64]]  # samples of the collaborators
+    network: FlatModel
+    weights: Update
+
+
+def _start(task: Task, seed: int, data_dir: Path | None, device: str) -> _Start:
     data = load_dataset(task.dataset, data_dir)
     chosen = np.random.default_rng([seed, 0]).permutation(len(data.train_labels))
     chosen = chosen[: task.train_images]
-    parts = [
-        chosen[part] for part in partition_iid(len(chosen), 2, np.random.default_rng([seed, 1]))
-    ]
-    data = data.to(device)
+    parts = partition_iid(len(chosen), COLLABORATORS, np.random.default_rng([seed, 1]))
     network = FlatModel(build_paper_model(task.model, data, seed), device)
-    initial = network.named(network.weights)
-    seconds, logged = {}, []
+    weights = network.named(network.weights)
+    return _Start(data.to(device), [chosen[part] for part in parts], network, weights)
+
+
+class _Fitted(NamedTuple):
+    """What a collaborator has after its pre-pass."""
+
+    funnel: fc.Funnel
+    principal: fc.Funnel
+    logged: list[Update]  # at the ends of epochs
+    history: Sequence[tuple[float, float | None]]
+    seconds: dict[str, float]
+
+
+_FIT_STEPS = 2  # beside those of the pre-pass
+
+
+def _fit(task: Task, start: _Start, client: int, seed: int, on_step: Callable[[], None]) -> _Fitted:
+    network, logged = start.network, list[Update]()
     with tempfile.TemporaryDirectory() as folder:
         kept = [
             fc.Snapshots(Path(folder) / name, len(network.weights))
@@ -184,85 +431,59 @@ def follow(
             else:
                 kept[len(kept[0]) >= 9 * (len(kept[1]) + 1)].add(weights)
 
-        start = perf_counter()
-        prepass(task, network, data, parts[0], [seed, 2, 0], keep)
-        seconds["prepass"] = perf_counter() - start
+        began = perf_counter()
+        network.load(start.weights)
+        prepass(task, network, start.data, start.parts[client], [seed, 2, client], keep)
+        trained = perf_counter()
         training, validation = (of.array() for of in kept)
-        start = perf_counter()
         funnel = fc.Funnel(len(network.weights), task.latents, seed=seed)
         history = funnel.fit(
             training,
             validation=validation,
             epochs=task.autoencoder_epochs,
             patience=20,
-            device=device,
+            device=str(network.weights.device),
             seed=seed,
         )
-        seconds["fit"] = perf_counter() - start
+        seconds = {"prepass": trained - began, "fit": perf_counter() - trained}
         on_step()
-        codecs = {
-            "autoencoder": fc.AutoEncoder.of(funnel),
-            "autoencoder, int8 decoder": fc.AutoEncoder.of(funnel, decoder=fc.Int8()),
-            "principal components": fc.AutoEncoder.of(
-                fc.Funnel.principal(training, min(task.latents, len(training)))
-            ),
-        }
+        principal = fc.Funnel.principal(training, min(task.latents, len(training)))
         on_step()
-    epochs = _curves(codecs, network, data, logged)
-    encode, decode = _timed(codecs["autoencoder"], logged[-1])
-    mine = []
-    for weights in _federation(task, network, data, parts, initial, seed):
-        mine.append(weights)
-        on_step()
-    return {
-        "values": len(network.weights),
-        "parameters": funnel.parameters,
-        "decoder_bytes": {name: len(codec.decoder_payload) for name, codec in codecs.items()},
-        "payload_bytes": {
-            name: len(codec.encode(initial, framing="reference")) for name, codec in codecs.items()
-        },
-        "epochs": epochs,
-        "rounds": _curves(codecs, network, data, mine),
-        "fit": [list(epoch) for epoch in history],
-        "seconds": seconds | {"encode": encode, "decode": decode},
-    }
-
-
-def steps(task: Task) -> int:
-    """Return how often `follow` calls back."""
-    return task.epochs + 2 + task.rounds
+    return _Fitted(funnel, principal, logged, history, seconds)
 
 
 def _curves(
-    codecs: Mapping[str, fc.AutoEncoder],
-    network: FlatModel,
-    data: Dataset,
-    points: Sequence[Update],
+    codecs: Mapping[str, fc.AutoEncoder], start: _Start, points: Sequence[Update]
 ) -> dict[str, dict[str, list[float]]]:
     curves = {"original": Curve(), **{name: Curve() for name in codecs}}
     shared = fc.Shared()
     for codec in codecs.values():
         codec.add_shared(shared)
     for weights in points:
-        curves["original"].add(network, weights, data)
+        curves["original"].add(start.network, weights, start.data)
         for name, codec in codecs.items():
             payload = codec.encode(weights, framing="reference")
-            curves[name].add(network, fc.decode(payload, like=weights, shared=shared), data)
-    return {name: vars(curve) for name, curve in curves.items()}
+            decoded = fc.decode(payload, like=weights, shared=shared)
+            curves[name].add(start.network, decoded, start.data)
+    return {name: asdict(curve) for name, curve in curves.items()}
 
 
 def _federation(
     task: Task,
-    network: FlatModel,
-    data: Dataset,
-    parts: Sequence[NDArray[np.int64]],
-    weights: Update,
+    start: _Start,
     seed: int,
-) -> Iterator[Update]:
-    """Average the collaborators' weights for some rounds, and give those that the first of them sends."""
+    sent: Callable[[int, Update, Update], Update] = lambda client, update, base: update,
+) -> Iterator[tuple[Update, Update]]:
+    """Average the collaborators' weights for the rounds of a task; give the average, and what the first one had.
+
+    ``sent`` is called with a collaborator's number, its weights and the average that it began with, and returns what
+    the server gets of them.
+    """
+    network, data, weights = start.network, start.data, start.weights
     for number in range(1, task.rounds + 1):
         server = fc.Aggregator(like=weights)
-        for client, part in enumerate(parts):
+        trained: list[Update] = []
+        for client, part in enumerate(start.parts):
             order = np.random.default_rng([seed, 3, number, client]).permutation(part)
             network.load(weights)
             network.train(
@@ -273,11 +494,11 @@ def _federation(
                 task.learning_rate,
                 task.momentum,
             )
-            update = network.named(network.weights)
-            server.add(fc.Raw().encode(update), weight=len(part))
-            if client == 0:
-                yield update
+            trained.append(network.named(network.weights))
+            received = sent(client, trained[-1], weights)
+            server.add(fc.Raw().encode(received), weight=len(part))
         weights = server.mean()
+        yield weights, trained[0]
 
 
 def _timed(codec: fc.AutoEncoder, update: Update) -> tuple[float, float]:
