@@ -298,7 +298,8 @@ def size_tables(found: Sequence[Size], names: Names = DATA_NAMES) -> list[Table]
                         for size in rows
                     ],
                     "One client's payload, everything counted; MB = 10^6 bytes. The ideal is the kept values, the rest "
-                    "of the network in float32 and, of weights pruned one by one, the entropy of their positions.",
+                    "of the network in float32 and, of weights pruned one by one, the entropy of positions spread "
+                    "evenly: where layers lose unequal shares, a payload can be below it.",
                 )
             )
     return tables
