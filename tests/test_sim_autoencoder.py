@@ -10,8 +10,11 @@ from fedcodec.sim.autoencoder import (
     CODECS,
     TASKS,
     Task,
+    _grey,
+    colour_steps,
     compare,
     compare_steps,
+    federate_colours,
     follow,
     follow_steps,
     prepass,
@@ -78,6 +81,28 @@ def test_the_loss_falls_and_is_kept(found):
     losses = np.array(found["fit"])
     assert losses.shape[1] == 2
     assert losses[-1, 1] < 0.1 * losses[0, 1]
+
+
+def test_collaborators_of_colour_and_grey_see_images_of_their_own():
+    counted = []
+    task = replace(TASK, colour_rounds=2, local_epochs=3)
+    found = federate_colours(task, seed=0, on_step=lambda: counted.append(1))
+    assert len(counted) == colour_steps(task)
+    for way in ("autoencoder", "raw"):
+        assert [len(curve["accuracy"]) for curve in found[way]] == [6, 6]
+    first, second = (found[way][0]["accuracy"] for way in ("autoencoder", "raw"))
+    assert first[:3] == second[:3]  # nothing was sent yet
+    assert first[3:] != second[3:]
+    assert found["payload_bytes"] == {"autoencoder": 6 * 4 + 35, "raw": 4 * 1510 + 17}
+
+
+def test_grey_images_have_equal_channels():
+    digits = load_dataset("digits")
+    images = torch.randn(5, 3, 4, 4)
+    grey = _grey(replace(digits, train_images=images, test_images=images[:2]))
+    assert torch.equal(grey.train_images[:, 0], grey.train_images[:, 2])
+    torch.testing.assert_close(grey.train_images[:, 1], images.mean(1))
+    assert grey.test_images.shape == (2, 3, 4, 4)
 
 
 def test_every_way_to_send_is_counted_from_its_first_byte():

@@ -59,6 +59,11 @@ def test_accuracy_is_looked_at_after_the_third_epoch():
     assert rows[METHODS[0], "rounds"].largest_loss == pytest.approx(25)
 
 
+COLOURED = {
+    "autoencoder": [curve(0.1, 0.2, 0.3, 0.4), curve(0.1, 0.2, 0.25, 0.3)],
+    "raw": [curve(0.1, 0.2, 0.3, 0.4), curve(0.1, 0.2, 0.25, 0.3)],
+    "payload_bytes": {"autoencoder": 1315, "raw": 2_202_305},
+}
 COMPARED = {
     "raw": {"before_bytes": 0, "payload_bytes": [100, 100], "accuracy": [0.5, 1.0]},
     "autoencoder": {"before_bytes": 1234, "payload_bytes": [2, 3], "accuracy": [0.99, 0.2]},
@@ -78,7 +83,11 @@ def test_all_bytes_count_until_the_target_is_reached():
 
 
 def test_a_page_has_ours_and_the_papers(tmp_path):
-    results = {"cifar10-follow": RESULT, "cifar10-compare": COMPARED}
+    results = {
+        "cifar10-follow": RESULT,
+        "cifar10-compare": COMPARED,
+        "cifar10-colours": COLOURED,
+    }
     paths = write_report(
         tmp_path, TASKS, 0, results, "cpu", "a <note>", {"cifar10": "CIFAR & more"}
     )
@@ -99,6 +108,7 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         "1,234.5",
         "1,236",
         "never",
+        "2,202,305",
     ):
         assert text in page, text
     assert json.loads((tmp_path / "report.json").read_text())["cells"] == results

@@ -206,9 +206,8 @@ class AutoEncoder(Transform):
     Latents are float32 values like any: other stages code them further, as in ``AutoEncoder.of(funnel) | Int8()``, and
     what the autoencoder missed can follow, as in ``Residual(AutoEncoder.of(funnel) | Int8(), TopK(0.001) | Int8())``.
 
-    Latents, and what they decode to, differ in their last bits between machines, so equal bytes are not promised. In
-    each layer no value differs by more than 2 n 2^-23 times the sum of the magnitudes that are added up in it, with n
-    their number.
+    Latents, and what they decode to, differ in their last bits between machines, so equal bytes are not promised. Of
+    equal inputs no sum in a layer differs by more than n 2^-22 times the sum of its n magnitudes.
 
     Parameters
     ----------

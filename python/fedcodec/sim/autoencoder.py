@@ -44,6 +44,8 @@ class Task:
         Of the federation of two collaborators that follows, an epoch each.
     train_images : int, optional
         A random part of the training set; all of it by default.
+    colour_rounds, local_epochs : int
+        Of the federation of a collaborator with colour images and one with greyscale ones; 0 rounds for none.
     """
 
     model: str
@@ -57,15 +59,23 @@ class Task:
     batch_size: int = 64
     learning_rate: float = 0.01
     momentum: float = 0.9
+    colour_rounds: int = 0
+    local_epochs: int = 5
 
 
 TASKS = {
     "mnist": Task("mnist-classifier", "mnist", 32, 10, 40, 200, 30),
-    "cifar10": Task("cifar10-classifier", "cifar10", 320, 40, 10, 50, 40),
+    "cifar10": Task("cifar10-classifier", "cifar10", 320, 40, 10, 50, 40, colour_rounds=40),
 }
 # What can be had on processors in half an hour.
-SMALL_TASKS = TASKS | {"cifar10": replace(TASKS["cifar10"], train_images=10_000, rounds=5)}
-QUICK_TASKS = {"digits": Task("mnist-classifier", "digits", 8, 10, 10, 50, 5, batch_size=16)}
+SMALL_TASKS = TASKS | {
+    "cifar10": replace(
+        TASKS["cifar10"], train_images=10_000, rounds=5, colour_rounds=4, local_epochs=2
+    )
+}
+QUICK_TASKS = {
+    "digits": Task("mnist-classifier", "digits", 8, 10, 10, 50, 5, batch_size=16, colour_rounds=2)
+}
 
 
 @dataclass
@@ -200,6 +210,83 @@ def follow(
 def follow_steps(task: Task) -> int:
     """Return how often `follow` calls back."""
     return _FIT_STEPS + task.epochs + task.rounds
+
+
+# --- a federation of colour and greyscale -------------------------------------------------------------------------
+
+
+def federate_colours(
+    task: Task,
+    seed: int,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Train a collaborator with colour and one with greyscale images, who average after some epochs (figures 8 and 9).
+
+    Each sends its weights through an autoencoder of its own, fitted in its own pre-pass, and once more uncompressed,
+    for comparison. Greyscale is the mean of the standardised channels, in all of them.
+
+    Parameters
+    ----------
+    task, seed, data_dir, device
+        As for `follow`.
+    on_step : callable
+        Called `colour_steps` times.
+
+    Returns
+    -------
+    dict
+        As JSON has it: by "autoencoder" and "raw", the `Curve` of each collaborator after every local epoch, on test
+        images like its own; and "payload_bytes" of a collaborator and round by both.
+
+    Raises
+    ------
+    FileNotFoundError, NonFiniteError
+        As for `follow`.
+    """
+    start = _start(task, seed, data_dir, device)
+    starts = [start, start._replace(data=_grey(start.data))]
+    fitted = [_fit(task, mine, client, seed, on_step) for client, mine in enumerate(starts)]
+    ways: dict[str, list[fc.Codec]] = {
+        "autoencoder": [fc.AutoEncoder.of(of.funnel) for of in fitted],
+        "raw": [fc.Raw() for _ in starts],
+    }
+    curves: dict[str, list[dict[str, list[float]]]] = {}
+    sizes = {}
+    for way, codecs in ways.items():
+        shared, weights = fc.Shared(), start.weights
+        for codec in codecs:
+            codec.add_shared(shared)
+        found = [Curve() for _ in starts]
+        for number in range(1, task.colour_rounds + 1):
+            server = fc.Aggregator(like=weights, shared=shared)
+            for client, (mine, codec, curve) in enumerate(zip(starts, codecs, found, strict=True)):
+                update = weights
+                for epoch in range(task.local_epochs):
+                    place = [seed, 4, number, client, epoch]
+                    update = _epoch(task, mine, update, client, place)
+                    curve.add(mine.network, update, mine.data)
+                payload = codec.encode(update, framing="reference")
+                sizes[way] = len(payload)
+                server.add(payload, weight=len(start.parts[client]))
+            weights = server.mean()
+            on_step()
+        curves[way] = [asdict(curve) for curve in found]
+    return {**curves, "payload_bytes": sizes}
+
+
+def colour_steps(task: Task) -> int:
+    """Return how often `federate_colours` calls back."""
+    return COLLABORATORS * (_FIT_STEPS + task.epochs) + 2 * task.colour_rounds
+
+
+def _grey(data: Dataset) -> Dataset:
+    train, test = (
+        images.mean(1, keepdim=True).expand_as(images).contiguous()
+        for images in (data.train_images, data.test_images)
+    )
+    return replace(data, train_images=train, test_images=test)
 
 
 # --- what they cost -----------------------------------------------------------------------------------------------
@@ -370,7 +457,7 @@ def _spend(
 def study_cells(
     tasks: Mapping[str, Task], seed: int, data_dir: Path | None, device: str
 ) -> dict[str, tuple[Callable[[Callable[[], None]], Any], int]]:
-    """Return `follow` and `compare` of each task by name, each with its number of steps."""
+    """Return `follow`, `compare` and `federate_colours` of each task by name, each with its number of steps."""
     cells: dict[str, tuple[Callable[[Callable[[], None]], Any], int]] = {}
     for name, task in tasks.items():
         cells[f"{name}-follow"] = partial(follow, task, seed, data_dir, device), follow_steps(task)
@@ -378,6 +465,11 @@ def study_cells(
             partial(compare, task, seed, data_dir, device),
             compare_steps(task),
         )
+        if task.colour_rounds:
+            cells[f"{name}-colours"] = (
+                partial(federate_colours, task, seed, data_dir, device),
+                colour_steps(task),
+            )
     return cells
 
 
@@ -479,26 +571,31 @@ def _federation(
     ``sent`` is called with a collaborator's number, its weights and the average that it began with, and returns what
     the server gets of them.
     """
-    network, data, weights = start.network, start.data, start.weights
+    weights = start.weights
     for number in range(1, task.rounds + 1):
         server = fc.Aggregator(like=weights)
         trained: list[Update] = []
         for client, part in enumerate(start.parts):
-            order = np.random.default_rng([seed, 3, number, client]).permutation(part)
-            network.load(weights)
-            network.train(
-                data.train_images,
-                data.train_labels,
-                [torch.from_numpy(order)],
-                task.batch_size,
-                task.learning_rate,
-                task.momentum,
-            )
-            trained.append(network.named(network.weights))
+            trained.append(_epoch(task, start, weights, client, [seed, 3, number, client]))
             received = sent(client, trained[-1], weights)
             server.add(fc.Raw().encode(received), weight=len(part))
         weights = server.mean()
         yield weights, trained[0]
+
+
+def _epoch(task: Task, start: _Start, weights: Update, client: int, seed: Sequence[int]) -> Update:
+    """Return a collaborator's weights after an epoch from these."""
+    order = np.random.default_rng(seed).permutation(start.parts[client])
+    start.network.load(weights)
+    start.network.train(
+        start.data.train_images,
+        start.data.train_labels,
+        [torch.from_numpy(order)],
+        task.batch_size,
+        task.learning_rate,
+        task.momentum,
+    )
+    return start.network.named(start.network.weights)
 
 
 def _timed(codec: fc.AutoEncoder, update: Update) -> tuple[float, float]:

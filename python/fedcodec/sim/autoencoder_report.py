@@ -25,6 +25,7 @@ from .provenance import provenance
 PUBLISHED = {"mnist": (1_034_182, 500), "cifar10": (352_915_690, 1720)}
 METHOD = "autoencoder"  # whose figures stand for the paper's
 FIRST_EPOCHS = 3  # that differences are not looked at in: the weights move fast
+MEASURES = (("accuracy", "test accuracy, %", 100), ("loss", "test loss", 1))
 Results = Mapping[
     str, Any
 ]  # of `fedcodec.sim.autoencoder.follow` or `compare`, by the names of tasks
@@ -386,10 +387,7 @@ def figures(results: Results, names: Names) -> list[Figure]:
                     "epochs": "At the end of each epoch of the pre-pass (paper 004, figures 5 and 7).",
                     "rounds": "Of a federation in which nothing is compressed, with the decoder as it was.",
                 }[points]
-                for measure, label, factor in (
-                    ("accuracy", "test accuracy, %", 100),
-                    ("loss", "test loss", 1),
-                ):
+                for measure, label, factor in MEASURES:
                     heights = {
                         method: factor * np.array(curve[measure]) for method, curve in of.items()
                     }
@@ -400,6 +398,29 @@ def figures(results: Results, names: Names) -> list[Figure]:
                             place,
                         )
                     )
+    return drawn
+
+
+def colour_figures(results: Results, tasks: Mapping[str, Task], names: Names) -> list[Figure]:
+    """Draw the paper's figures 8 and 9."""
+    drawn = []
+    with rc_context(STYLE):
+        for task, result in results.items():
+            sizes, each = result["payload_bytes"], tasks[task].local_epochs
+            for measure, label, factor in MEASURES:
+                heights = {
+                    f"{images}, {way}": factor * np.array(curve[measure])
+                    for way in ("autoencoder", "raw")
+                    for images, curve in zip(("colour", "greyscale"), result[way], strict=True)
+                }
+                drawn.append(
+                    Figure(
+                        f"{_called(task, names)}: {measure} of two collaborators, colour and greyscale",
+                        curves(heights, "local epoch", label),
+                        f"They average after every {each} epochs, by payloads of {sizes['autoencoder']:,} bytes or, "
+                        f"raw, {sizes['raw']:,} (paper 004, figures 8 and 9).",
+                    )
+                )
     return drawn
 
 
@@ -474,13 +495,15 @@ def write_report(
         If a file cannot be written.
     """
     called = DATA_NAMES | dict(names or {})
-    followed, compared = (
+    followed, compared, coloured = (
         {name: results[f"{name}-{kind}"] for name in tasks if f"{name}-{kind}" in results}
-        for kind in ("follow", "compare")
+        for kind in ("follow", "compare", "colours")
     )
     spent, left, needed = costs(tasks, followed), kept(followed), verdicts(compared)
     about = {"seed": seed, "device": device}
-    about |= {name: asdict(tasks[name]) for name in tasks if name in {*followed, *compared}}
+    about |= {
+        name: asdict(tasks[name]) for name in tasks if name in {*followed, *compared, *coloured}
+    }
     sections = [
         Section(
             "Results",
@@ -509,6 +532,9 @@ def write_report(
             ],
         ),
         Section("Figures", [], figures(followed, called)),
+        Section(
+            "A federation of colour and greyscale", [], colour_figures(coloured, tasks, called)
+        ),
         Section("When it pays", [], savings_figures(spent, called)),
         Section(
             "What reaches the accuracy with the fewest bytes",
