@@ -548,3 +548,24 @@ def test_naming_one_loads_no_torch():
         [sys.executable, "-c", source], capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_trains_and_codes_as_on_the_cpu():
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA device here")
+    data = snapshots()
+    made = fc.Funnel(values=VALUES, latents=3)
+    history = made.fit(data[::2], validation=data[1::2], epochs=60, device="cuda")
+    assert history[-1].validation_loss < 0.5 * history[0].validation_loss
+    codec = fc.AutoEncoder.of(made)
+    on_host = fc.Decoder.read(codec.decoder_payload)
+    latents = codec.forward(data[3])
+    np.testing.assert_allclose(
+        codec.inverse(latents), on_host.inverse(latents), rtol=1e-4, atol=1e-5
+    )
+    shared = fc.Shared()
+    shared.add_decoder(codec.decoder_payload, device="cuda")
+    update = {"w": torch.from_numpy(data[3]).cuda()}
+    decoded = fc.decode((codec | fc.Int8()).encode(update), shared=shared)
+    assert np.abs(decoded["w"] - data[3]).max() < 0.5 * np.abs(data[3]).max()
