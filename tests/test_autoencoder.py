@@ -533,6 +533,19 @@ def test_flatten_is_what_the_codec_sees():
     assert flat.tolist() == [1, 1, 1, 1, 2.5, 3, 3]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_flatten_takes_one_array_of_any_float(dtype):
+    assert fc.flatten(np.arange(4, dtype=dtype).reshape(2, 2)).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("value", [np.float16(np.inf), np.float32(np.nan), 1e300])
+def test_snapshots_take_finite_values_only(tmp_path, value):
+    kept = fc.Snapshots(tmp_path / "weights", values=2)
+    with pytest.raises(fc.NonFiniteError, match="tensor 'b': a value is not finite in float32"):
+        kept.add({"a": np.ones(1), "b": np.array([value])})
+    assert len(kept) == 0
+
+
 def test_funnels_and_codecs_can_be_copied():
     made = funnel()
     assert fc.AutoEncoder.of(copy.deepcopy(made)).digest == fc.AutoEncoder.of(made).digest

@@ -37,6 +37,11 @@ def flatten(update: Any) -> npt.NDArray[np.float32]:
     array of float32, shape (values,)
         In the order of the tensors, each row-major; tied tensors once, integers and bools not at all.
 
+    Raises
+    ------
+    NonFiniteError
+        If a float is infinite or not a number, or becomes infinite in float32.
+
     Examples
     --------
     >>> import numpy as np, fedcodec as fc
@@ -46,10 +51,16 @@ def flatten(update: Any) -> npt.NDArray[np.float32]:
     read = arrays.read_on_host(update)
     parts = [np.empty(0, np.float32)]
     for tensor, part in zip(read.spec.untied, read.storage, strict=True):
-        if dtypes.BY_NAME[tensor.dtype].is_float:
-            flat = part.reshape(-1)
+        dtype = dtypes.BY_NAME[tensor.dtype]
+        if dtype.is_float:
+            flat = part.reshape(-1).view(dtype.storage)
             wide = ops.widen(flat, tensor.dtype) if tensor.dtype.endswith("float16") else flat
-            parts.append(wide.astype(np.float32, copy=False))
+            with np.errstate(over="ignore"):
+                parts.append(wide.astype(np.float32, copy=False))
+            if not np.isfinite(parts[-1]).all():
+                raise NonFiniteError(
+                    f"tensor {tensor.name!r}: a value is not finite in float32", tensor.name
+                )
     return np.concatenate(parts)
 
 
@@ -87,6 +98,8 @@ class Snapshots:
         ------
         ValueError
             If it has another number of values.
+        NonFiniteError
+            As for `flatten`.
         """
         values = flatten(update)
         if values.size != self._values:
