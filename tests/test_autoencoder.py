@@ -526,6 +526,18 @@ def test_snapshots_of_another_size_are_refused(tmp_path):
         fc.Snapshots(tmp_path / "weights", values=2)
 
 
+def test_a_snapshot_that_was_written_in_part_is_written_over(tmp_path):
+    kept = fc.Snapshots(tmp_path / "weights", values=3)
+    kept.add(np.ones(3))
+    with (tmp_path / "weights").open("ab") as file:
+        file.write(b"12345")
+    assert kept.array().tolist() == [[1, 1, 1]]
+    kept.add(np.full(3, 2.0))
+    assert kept.array().tolist() == [[1, 1, 1], [2, 2, 2]]
+    with pytest.raises(ValueError, match="values is 0"):
+        fc.Snapshots(tmp_path / "weights", values=0)
+
+
 def test_flatten_is_what_the_codec_sees():
     tied = np.ones((2, 2), np.float16)
     flat = fc.flatten([tied, np.arange(3), np.array(2.5), tied, torch.full((2,), 3.0)])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .. import arrays, dtypes, ops
 from ..errors import NonFiniteError
+from . import _check
 from .autoencoder import ACTIVATIONS, in_chunks, run
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Snapshots:
     """
 
     def __init__(self, path: str | Path, values: int) -> None:
+        _check.integer("values", values, 1)
         self._path = Path(path)
         self._values = values
         size = self._path.stat().st_size if self._path.exists() else 0
@@ -105,6 +107,7 @@ class Snapshots:
         if values.size != self._values:
             raise ValueError(f"the update has {values.size} values, expected {self._values}")
         with self._path.open("ab") as file:
+            file.truncate(4 * self._values * len(self))  # after one of which a part was written
             file.write(values.astype("<f4", copy=False).tobytes())
 
     def __len__(self) -> int:
