@@ -427,6 +427,30 @@ def test_training_that_diverges_leaves_the_weights():
     assert fc.AutoEncoder.of(made).digest == before
 
 
+def test_a_last_step_that_diverges_is_seen():
+    made = funnel()
+    before = fc.AutoEncoder.of(made).digest
+    with pytest.raises(fc.NonFiniteError, match="diverged in epoch 1"):
+        made.fit(snapshots(), epochs=1, batch_size=40, learning_rate=1e300)
+    assert fc.AutoEncoder.of(made).digest == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": -1}, "epochs is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": -0.1}, r"learning_rate is -0\.1"),
+        ({"patience": 3}, "patience needs a validation"),
+    ],
+)
+def test_numbers_that_training_cannot_use_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fc.Funnel(values=VALUES, latents=3).fit(snapshots(), **options)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

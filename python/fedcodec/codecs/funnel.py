@@ -281,7 +281,7 @@ class Funnel:
         learning_rate : float
             Of a layer with one input; each has it divided by the number of its inputs.
         patience : int, optional
-            Stop once the validation's error has not fallen for so many epochs.
+            Stop once the validation's error has not fallen for so many epochs; there must be a validation then.
         device : str, optional
             Of torch; by default where the layers are.
         mixed_precision : bool, optional
@@ -302,10 +302,18 @@ class Funnel:
         NonFiniteError
             If training diverges; the weights are as before.
         ValueError
-            If the snapshots are none, not of the right shape or not finite.
+            If the snapshots are none, not of the right shape or not finite, or a number is out of its range.
         """
         import torch
 
+        _check.integer("epochs", epochs, 0)
+        _check.integer("batch_size", batch_size, 1)
+        if not 0 <= learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}, it must be finite and not negative")
+        if patience is not None:
+            _check.integer("patience", patience, 0)
+            if validation is None:
+                raise ValueError("patience needs a validation")
         for name, array in (("snapshots", snapshots), ("validation", validation)):
             if array is not None:
                 self._check(name, array)
@@ -355,7 +363,7 @@ class Funnel:
             training_loss = total / len(snapshots)
             validation_loss = None if validation is None else loss_on(validation)
             judged = training_loss if validation_loss is None else validation_loss
-            if not math.isfinite(judged):
+            if not math.isfinite(judged) or not all(map(_is_finite, layers)):
                 raise NonFiniteError(f"training diverged in epoch {number}: lower learning_rate")
             history.append(Epoch(training_loss, validation_loss))
             if on_epoch is not None:
@@ -420,6 +428,10 @@ def _layer(
     most = math.sqrt(6 / (inputs + outputs))
     weight = torch.empty(outputs, inputs).uniform_(-most, most, generator=generator)
     return weight, torch.zeros(outputs)
+
+
+def _is_finite(layer: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    return all(bool(part.isfinite().all()) for part in layer)
 
 
 def _blocks(array: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
