@@ -209,6 +209,21 @@ def test_there_is_no_float_to_encode():
     assert same(fc.decode(codec.encode(update), shared=holding(codec.stages[0])), update)
 
 
+def test_the_callers_precision_is_not_the_codecs():
+    update = snapshots()[4]
+    codec = fc.AutoEncoder.of(funnel(**FUNNELS["chunks"]))
+    expected = codec.encode(update)
+    values = fc.decode(expected, shared=holding(codec))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert codec.encode(update) == expected
+        assert np.array_equal(fc.decode(expected, shared=holding(codec)), values)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert fc.AutoEncoder.of(funnel(**FUNNELS["chunks"])).digest == codec.digest
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # --- what a receiver must hold --------------------------------------------------------------------
 
 

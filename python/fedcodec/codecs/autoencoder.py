@@ -107,9 +107,9 @@ class Decoder:
         """Return the values that latents stand for."""
         import torch
 
-        with torch.inference_mode():
-            weight = self._layers[0][0]
-            rows = torch.from_numpy(outputs).to(weight.device).reshape(self._shape)
+        device = self._layers[0][0].device
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            rows = torch.from_numpy(outputs).to(device).reshape(self._shape)
             rows = run(self._layers, rows, self._activation, last=False)
             values: Values = rows.reshape(-1)[: self.values].cpu().numpy()
         return values
@@ -290,8 +290,9 @@ class AutoEncoder(Transform):
                 f"the autoencoder is for {networks.decoder.values} values, "
                 f"the float tensors have {len(values)}, tied ones counted once"
             )
-        with torch.inference_mode():
-            rows = torch.from_numpy(values).to(networks.encoder[0][0].device)
+        device = networks.encoder[0][0].device
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            rows = torch.from_numpy(values).to(device)
             rows = in_chunks(rows[None], networks.chunk_size)
             latents = run(networks.encoder, rows, networks.activation, last=True)
             found: Values = latents.reshape(-1).cpu().numpy()

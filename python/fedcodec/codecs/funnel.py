@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -309,7 +308,9 @@ class Funnel:
         _check.integer("epochs", epochs, 0)
         _check.integer("batch_size", batch_size, 1)
         if not 0 <= learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {learning_rate}, it must be finite and not negative")
+            raise ValueError(
+                f"learning_rate is {learning_rate}, it must be finite and not negative"
+            )
         if patience is not None:
             _check.integer("patience", patience, 0)
             if validation is None:
@@ -333,7 +334,7 @@ class Funnel:
             groups += [{"params": bias.requires_grad_(), "lr": learning_rate / 10}]
         optimizer = torch.optim.Adam(groups, fused=True)
         mixed = target.type != "cpu" if mixed_precision is None else mixed_precision
-        precision = torch.autocast(target.type, torch.bfloat16) if mixed else nullcontext()
+        precision = torch.autocast(target.type, torch.bfloat16, enabled=mixed)
 
         def loss_of(array: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64]) -> torch.Tensor:
             rows = torch.from_numpy(np.ascontiguousarray(array[chosen])).to(target)
@@ -426,8 +427,8 @@ def _layer(
     import torch
 
     most = math.sqrt(6 / (inputs + outputs))
-    weight = torch.empty(outputs, inputs).uniform_(-most, most, generator=generator)
-    return weight, torch.zeros(outputs)
+    weight = torch.empty(outputs, inputs, dtype=torch.float32)
+    return weight.uniform_(-most, most, generator=generator), torch.zeros_like(weight[:, 0])
 
 
 def _is_finite(layer: tuple[torch.Tensor, torch.Tensor]) -> bool:
