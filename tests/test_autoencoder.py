@@ -224,6 +224,17 @@ def test_the_callers_precision_is_not_the_codecs():
         torch.set_default_dtype(torch.float32)
 
 
+def test_a_layer_that_overflows_is_seen_before_one_that_scales_down():
+    layers = {"0.weight": np.full((2, 1), 1e30, np.float32), "0.bias": np.zeros(2, np.float32)}
+    layers |= {"1.weight": np.full((2, 2), 1e-35, np.float32), "1.bias": np.zeros(2, np.float32)}
+    scalars = {"values": np.array(2, np.int64), "activation": np.array(0, np.uint8)}
+    decoder = fc.Decoder.read(fc.Raw().encode(scalars | layers))
+    largest = float(np.finfo(np.float32).max)
+    assert decoder.bound(1e20) > largest
+    assert np.isinf(decoder.inverse(np.array([1e20], np.float32))).all()
+    assert decoder.bound(1e5) < largest
+
+
 # --- what a receiver must hold --------------------------------------------------------------------
 
 

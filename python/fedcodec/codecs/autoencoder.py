@@ -120,12 +120,14 @@ class Decoder:
         return sum(4 * (weight.numel() + bias.numel()) for weight, bias in self._layers)
 
     def bound(self, magnitude: float) -> float:
-        """Return what no value exceeds that is made of latents up to a magnitude."""
+        """Return what no value of any layer exceeds that is made of latents up to a magnitude."""
+        largest = 0.0
         for number, (gain, offset) in enumerate(self._gains):
             if number and self._activation in ("tanh", "sigmoid"):
                 magnitude = 1.0
             magnitude = _ROUNDINGS * (gain * magnitude + offset)
-        return magnitude
+            largest = max(largest, magnitude)
+        return largest
 
     @cached_property
     def _gains(self) -> list[tuple[float, float]]:
