@@ -361,6 +361,50 @@ def test_a_decoder_comes_whole():
         fc.Decoder.read(codec.decoder_payload, limits=fc.Limits(max_bytes=100))
 
 
+def test_a_decoder_too_large_for_the_store_is_a_strangers_fault():
+    payload = fc.Raw().encode(described())
+    nbytes = fc.Decoder.read(payload).nbytes
+    store = fc.Shared(max_bytes=nbytes)
+    store.add_decoder(payload)
+    small = fc.Shared(max_bytes=nbytes - 1)
+    with pytest.raises(fc.DecodeError, match=f"{nbytes} bytes, the store holds {nbytes - 1}"):
+        small.add_decoder(payload)
+    assert len(small) == 0
+
+
+def test_tied_layers_count_each():
+    square, bias = np.ones((20, 20), np.float32), np.ones(20, np.float32)
+    layers = {
+        f"{n}.{part}": array
+        for n in range(50)
+        for part, array in (("weight", square), ("bias", bias))
+    }
+    scalars = {"values": np.array(20, np.int64), "activation": np.array(1, np.uint8)}
+    payload = fc.Raw().encode(scalars | layers)
+    assert len(payload) < 4_000
+    assert fc.Decoder.read(payload).nbytes == 50 * 4 * 420
+    with pytest.raises(fc.DecodeError, match="a decoder of 84000 bytes, the limit is 4000"):
+        fc.Decoder.read(payload, limits=fc.Limits(max_bytes=4_000))
+
+
+def test_a_decoder_that_does_not_fit_on_its_device_is_refused(monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("out of memory")
+
+    payload = fc.Raw().encode(described())
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(fc.DecodeError, match="does not fit on device 'cpu': out of memory"):
+        fc.Shared().add_decoder(payload)
+
+
+def test_a_device_that_is_not_there_is_named():
+    payload = fc.Raw().encode(described())
+    with pytest.raises(fc.BackendError, match="device 'abacus'"):
+        fc.Shared().add_decoder(payload, device="abacus")
+    with pytest.raises(fc.BackendError, match="device 'abacus'"):
+        fc.Funnel(values=VALUES, latents=3).fit(snapshots(), device="abacus")
+
+
 @settings(max_examples=200, deadline=None)
 @given(hostile_payloads(fc.Raw().encode(described())))
 def test_no_bytes_raise_anything_but_decode_error(data):

@@ -135,12 +135,18 @@ class Shared:
         Raises
         ------
         DecodeError
-            If the payload is not one of a decoder.
+            If the payload is not one of a decoder, or of one that does not fit in `max_bytes`.
+        BackendError
+            If torch has no such device.
         """
         from .codecs.autoencoder import Decoder
 
         if not isinstance(decoder, Decoder):
             decoder = Decoder.read(decoder, device=device, limits=limits)
+            if decoder.nbytes > self.max_bytes:
+                raise DecodeError(
+                    f"a decoder of {decoder.nbytes} bytes, the store holds {self.max_bytes}"
+                )
         return self._add(decoder.digest, "decoder", decoder, decoder.nbytes)
 
     def get(self, key: bytes, kind: str) -> Any:

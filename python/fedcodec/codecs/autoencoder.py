@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ..codec import Codec, Transform
 from ..digests import DECODER_DIGEST_BYTES, digest
-from ..errors import DecodeError
+from ..errors import BackendError, DecodeError, shortened
+from ..limits import Limits
 from ..reader import Reader
 from ..registry import WireStage, builtin
 from .raw import Raw
@@ -21,7 +22,6 @@ from .raw import Raw
 if TYPE_CHECKING:
     import torch
 
-    from ..limits import Limits
     from ..shared import Shared
     from .funnel import Funnel
 
@@ -47,6 +47,16 @@ def run(layers: Layers, rows: torch.Tensor, activation: str, *, last: bool) -> t
         if activation != "identity" and (last or number + 1 < len(layers)):
             rows = getattr(torch, activation)(rows)
     return rows
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of torch that a text names."""
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BackendError(f"device {name!r}: {shortened(str(error))}") from None
 
 
 class Decoder:
@@ -94,14 +104,23 @@ class Decoder:
         Raises
         ------
         DecodeError
-            If it is no payload of a decoder.
+            If it is no payload of a decoder, or takes more memory than there may be or is.
+        BackendError
+            If torch has no such device.
         """
         from ..pipeline import decode
 
+        target = device_of(device)
         found = decode(payload, limits=limits, framework="torch")
-        layers, activation, values = _checked(found)
-        placed = [(weight.to(device), bias.to(device)) for weight, bias in layers]
-        return cls(placed, activation, values, _digest(payload))
+        decoder = cls(*_checked(found), _digest(payload))
+        most = (limits or Limits()).max_bytes
+        if decoder.nbytes > most:  # tied layers count once in the payload
+            raise DecodeError(f"a decoder of {decoder.nbytes} bytes, the limit is {most}")
+        try:
+            decoder._layers = [(w.to(target), b.to(target)) for w, b in decoder._layers]
+        except RuntimeError as error:
+            raise DecodeError(f"the decoder does not fit on device {device!r}: {error}") from None
+        return decoder
 
     def inverse(self, outputs: Values) -> Values:
         """Return the values that latents stand for."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import arrays, dtypes, ops
 from ..errors import NonFiniteError
 from . import _check
-from .autoencoder import ACTIVATIONS, in_chunks, run
+from .autoencoder import ACTIVATIONS, device_of, in_chunks, run
 
 if TYPE_CHECKING:
     import torch
@@ -302,6 +302,8 @@ class Funnel:
             If training diverges; the weights are as before.
         ValueError
             If the snapshots are none, not of the right shape or not finite, or a number is out of its range.
+        BackendError
+            If torch has no such device.
         """
         import torch
 
@@ -323,7 +325,7 @@ class Funnel:
         else:
             mean, deviation = _moments(snapshots)
             layers = self._centred(snapshots, mean, deviation)
-        target = layers[0][0].device if device is None else torch.device(device)
+        target = layers[0][0].device if device is None else device_of(device)
         layers = [
             (weight.to(target, copy=True), bias.to(target, copy=True)) for weight, bias in layers
         ]
