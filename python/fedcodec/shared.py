@@ -130,7 +130,7 @@ class Shared:
         device : str
             Of torch: where a decoder that comes in a payload computes.
         limits : Limits, optional
-            As for `fedcodec.decode`. Each payload that names a decoder costs a pass over its weights.
+            As for `fedcodec.decode`. Each pipeline of a payload that names a decoder costs passes over its weights.
 
         Raises
         ------
