@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 import fedcodec as fc
+import fedcodec.pipeline
 from fedcodec.testing import check_codec, hostile_payloads, same, updates_of
 
 torch = pytest.importorskip("torch")
@@ -609,6 +610,15 @@ def test_chunks_keep_the_decoder_small():
 def test_of_takes_a_funnel_only():
     with pytest.raises(TypeError, match="expected a Funnel, got a dict"):
         fc.AutoEncoder.of({})
+    with pytest.raises(TypeError, match="decoder is a str, it must be a Codec"):
+        fc.AutoEncoder.of(funnel(), decoder="int8")
+
+
+def test_the_limits_for_strangers_are_not_the_senders(monkeypatch):
+    monkeypatch.setattr(fedcodec.pipeline, "_LIMITS", fc.Limits(max_bytes=100))
+    payload = fc.AutoEncoder.of(funnel()).decoder_payload
+    with pytest.raises(fc.DecodeError, match="the limit is 100"):
+        fc.Decoder.read(payload)
 
 
 def test_snapshots_of_another_size_are_refused(tmp_path):

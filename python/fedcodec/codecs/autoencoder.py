@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -284,10 +285,13 @@ class AutoEncoder(Transform):
 
         if not isinstance(funnel, Funnel):
             raise TypeError(f"expected a Funnel, got a {type(funnel).__name__}")
+        if decoder is not None and not isinstance(decoder, Codec):
+            raise TypeError(f"decoder is a {type(decoder).__name__}, it must be a Codec")
         encoder, layers = funnel.folded()
         described = _described(layers, funnel.activation, funnel.values)
         payload = (Raw() if decoder is None else decoder).encode(described)
-        restored = Decoder.read(payload, device=str(encoder[0][0].device))
+        own = Limits(max_bytes=sys.maxsize)
+        restored = Decoder.read(payload, device=str(encoder[0][0].device), limits=own)
         networks = _Networks(encoder, funnel.activation, funnel.chunk_size, restored, payload)
         return cls(restored.digest.hex(), networks)
 
