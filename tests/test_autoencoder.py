@@ -568,9 +568,14 @@ def test_wrong_snapshots_have_no_principal_components():
     for array, message in (
         (snapshots()[0], "expected float32 of"),
         (snapshots()[:0], "there are none"),
+        (snapshots()[:, :0], "there are none"),
+        (snapshots()[0, 0], "must be a NumPy array"),
+        (torch.from_numpy(snapshots()), "snapshots is a Tensor, it must be a NumPy array"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             fc.Funnel.principal(array, 1)
+    with pytest.raises(TypeError, match="snapshots is a list"):
+        fc.Funnel(values=VALUES, latents=3).fit([snapshots()[0]])
     with pytest.raises(ValueError, match="make no funnel"):
         fc.Funnel.principal(snapshots(), VALUES + 1)
 

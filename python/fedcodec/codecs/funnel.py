@@ -219,8 +219,8 @@ class Funnel:
         """
         import torch
 
-        made = cls(snapshots.shape[-1], latents, activation="identity")
-        made._check("snapshots", snapshots)
+        _require_snapshots("snapshots", snapshots)
+        made = cls(snapshots.shape[1], latents, activation="identity")
         centre = _centre(snapshots)
         columns = max(1, _BLOCK_BYTES // (8 * len(snapshots)))
         pieces = [slice(start, start + columns) for start in range(0, made.values, columns)]
@@ -319,7 +319,7 @@ class Funnel:
                 raise ValueError("patience needs a validation")
         for name, array in (("snapshots", snapshots), ("validation", validation)):
             if array is not None:
-                self._check(name, array)
+                _require_snapshots(name, array, self.values)
         if self._fitted:
             mean, deviation, layers = self._mean, self._deviation, self._layers
         else:
@@ -384,16 +384,6 @@ class Funnel:
         self._mean, self._deviation, self._fitted = mean, deviation, True
         return history
 
-    def _check(self, name: str, array: npt.NDArray[np.float32]) -> None:
-        if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != self.values:
-            raise ValueError(
-                f"{name}: {array.dtype} of shape {array.shape}, expected float32 of (any, {self.values})"
-            )
-        if not len(array):
-            raise ValueError(f"{name}: there are none")
-        if not all(np.isfinite(block).all() for block in _blocks(array)):
-            raise ValueError(f"{name}: a value is not finite")
-
     def _centred(
         self, snapshots: npt.NDArray[np.float32], mean: float, deviation: float
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -421,6 +411,18 @@ class Funnel:
         weight, bias = decoder[-1]
         decoder[-1] = weight * self._deviation, bias * self._deviation + self._mean
         return encoder, decoder
+
+
+def _require_snapshots(name: str, array: object, values: int | None = None) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} is a {type(array).__name__}, it must be a NumPy array")
+    if array.dtype != np.float32 or array.ndim != 2 or values not in (None, array.shape[1]):
+        expected = f"float32 of (any, {values or 'any'})"
+        raise ValueError(f"{name}: {array.dtype} of shape {array.shape}, expected {expected}")
+    if not array.size:
+        raise ValueError(f"{name}: there are none")
+    if not all(np.isfinite(block).all() for block in _blocks(array)):
+        raise ValueError(f"{name}: a value is not finite")
 
 
 def _layer(
