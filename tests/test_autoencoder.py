@@ -635,6 +635,17 @@ def test_snapshots_of_another_size_are_refused(tmp_path):
         fc.Snapshots(tmp_path / "weights", values=2)
 
 
+def test_rows_on_disk_go_through_a_codec(tmp_path):
+    kept = fc.Snapshots(tmp_path / "weights", values=VALUES)
+    kept.add(snapshots()[0])
+    row = kept.array()[0]
+    assert not row.flags.writeable
+    codec = fc.AutoEncoder.of(funnel())
+    latents = codec.forward(row)
+    assert np.array_equal(latents, codec.forward(snapshots()[0]))
+    assert np.array_equal(codec.inverse(latents), codec.inverse(np.float64(latents)))
+
+
 def test_a_snapshot_that_was_written_in_part_is_written_over(tmp_path):
     kept = fc.Snapshots(tmp_path / "weights", values=3)
     kept.add(np.ones(3))

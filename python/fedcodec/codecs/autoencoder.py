@@ -50,6 +50,13 @@ def run(layers: Layers, rows: torch.Tensor, activation: str, *, last: bool) -> t
     return rows
 
 
+def _tensor(values: Values) -> torch.Tensor:
+    import torch
+
+    # Of rows of `Snapshots.array()` too, which cannot be written to: torch warns of such.
+    return torch.from_numpy(np.require(values, np.float32, ("C", "W")))
+
+
 def device_of(name: str) -> torch.device:
     """Return the device of torch that a text names."""
     import torch
@@ -129,7 +136,7 @@ class Decoder:
 
         device = self._layers[0][0].device
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            rows = torch.from_numpy(outputs).to(device).reshape(self._shape)
+            rows = _tensor(outputs).to(device).reshape(self._shape)
             rows = run(self._layers, rows, self._activation, last=False)
             values: Values = rows.reshape(-1)[: self.values].cpu().numpy()
         return values
@@ -317,7 +324,7 @@ class AutoEncoder(Transform):
             )
         device = networks.encoder[0][0].device
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            rows = torch.from_numpy(values).to(device)
+            rows = _tensor(values).to(device)
             rows = in_chunks(rows[None], networks.chunk_size)
             latents = run(networks.encoder, rows, networks.activation, last=True)
             found: Values = latents.reshape(-1).cpu().numpy()
