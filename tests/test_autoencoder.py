@@ -268,6 +268,31 @@ def test_a_decoder_for_another_size_is_refused():
     assert (out == 1).all()
 
 
+def test_a_decoder_that_fails_the_second_time_leaves_nothing_half_done(monkeypatch):
+    first, second = (fc.AutoEncoder.of(funnel(seed=seed)) for seed in (1, 2))
+    codec = (first | fc.Zstd()).for_names({"b": second | fc.Zstd()})
+    shared = fc.Shared()
+    codec.add_shared(shared)
+    update = {"a": snapshots()[0], "b": snapshots()[1]}
+    payload = codec.encode(update)
+    expected = fc.decode(payload, shared=shared)
+    inverse, calls = fc.Decoder.inverse, []
+
+    def once(self, latents):
+        calls.append(self.digest)
+        if calls.count(self.digest) > 1:
+            raise RuntimeError("out of memory")
+        return inverse(self, latents)
+
+    monkeypatch.setattr(fc.Decoder, "inverse", once)
+    out = {name: np.zeros_like(values) for name, values in update.items()}
+    assert same(fc.decode(payload, out=out, shared=shared), expected)
+    calls.clear()
+    server = fc.Aggregator(like=update, shared=shared)
+    server.add(payload)
+    assert same(server.mean(), expected)
+
+
 def test_the_decoders_digest_is_of_its_payload():
     made = funnel()
     plain, coded = fc.AutoEncoder.of(made), fc.AutoEncoder.of(made, decoder=fc.Int8())
@@ -335,6 +360,13 @@ WRONG = {
         lambda d: d | {"1.weight": np.ones((3, 4), np.float32), "1.bias": np.ones(3, np.float32)},
         "layer 1 narrows",
     ),
+    "17 layers": (
+        lambda d: (
+            {key: d[key] for key in ("values", "activation")}
+            | {f"{n}.{p}": d[f"0.{p}"][:2] for n in range(17) for p in ("weight", "bias")}
+        ),
+        "17 layers, the most is 16",
+    ),
     "misfit": (lambda d: d | {"1.weight": np.ones((5, 3), np.float32)}, "do not fit together"),
 }
 
@@ -377,14 +409,14 @@ def test_tied_layers_count_each():
     square, bias = np.ones((20, 20), np.float32), np.ones(20, np.float32)
     layers = {
         f"{n}.{part}": array
-        for n in range(50)
+        for n in range(16)
         for part, array in (("weight", square), ("bias", bias))
     }
     scalars = {"values": np.array(20, np.int64), "activation": np.array(1, np.uint8)}
     payload = fc.Raw().encode(scalars | layers)
     assert len(payload) < 4_000
-    assert fc.Decoder.read(payload).nbytes == 50 * 4 * 420
-    with pytest.raises(fc.DecodeError, match="a decoder of 84000 bytes, the limit is 4000"):
+    assert fc.Decoder.read(payload).nbytes == 16 * 4 * 420
+    with pytest.raises(fc.DecodeError, match="a decoder of 26880 bytes, the limit is 4000"):
         fc.Decoder.read(payload, limits=fc.Limits(max_bytes=4_000))
 
 
@@ -588,6 +620,7 @@ def test_wrong_snapshots_have_no_principal_components():
         ({"chunk_size": 0}, "all must be from 1 to 45"),
         ({"hidden": (2,)}, "make no funnel"),
         ({"latents": 46}, "make no funnel"),
+        ({"hidden": (9,) * 16}, "17 layers, the most is 16"),
         ({"activation": "gelu"}, "must be one of identity, tanh"),
     ],
 )

@@ -486,7 +486,7 @@ class _Decoder:
             raise DecodeError("padding bits are not zero", self.reader.offset - 1)
         return bits
 
-    def body(self, segments: Sequence[Segment]) -> tuple[list[_Coded], dict[int, Array]]:
+    def body(self, segments: Sequence[Segment]) -> _Body:
         """Read everything: the floats' pieces in their storage, and the other tensors' elements."""
         coded: list[_Coded] = []
         exact: dict[int, Array] = {}
@@ -624,6 +624,9 @@ class _Decoder:
         return values, _magnitude(values)
 
 
+_Body = tuple[list[_Coded], dict[int, Array]]
+
+
 def _magnitude(values: Array) -> float:
     return float(np.abs(values).max(initial=0.0))
 
@@ -674,9 +677,11 @@ class Decoder:
         """Validate only."""
         self._open(payload, start, stop)
 
-    def _open(
-        self, payload: Buffer, start: int, stop: int
-    ) -> tuple[list[_Coded], dict[int, Array]]:
+    def opened(self, payload: Buffer, start: int, stop: int) -> Decoder:
+        """Return a decoder of this one body that has read it: stages in Python need not give the same twice."""
+        return _Opened(self, self._open(payload, start, stop))
+
+    def _open(self, payload: Buffer, start: int, stop: int) -> _Body:
         return _Decoder(payload, start, stop, self._tensors, self._ops).body(self._segments)
 
     def decode(
@@ -744,3 +749,12 @@ class Decoder:
         if ledger is not None:
             ledger.append((after[0], after[1]))
         return after[0], after[1]
+
+
+class _Opened(Decoder):
+    def __init__(self, decoder: Decoder, body: _Body) -> None:
+        self.__dict__.update(vars(decoder))
+        self._body = body
+
+    def _open(self, payload: Buffer, start: int, stop: int) -> _Body:
+        return self._body

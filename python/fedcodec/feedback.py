@@ -32,8 +32,9 @@ class ErrorFeedback(Locked):
     """An encoder that keeps what was not sent, and sends it later.
 
     With c = float32(update) + residual (float64 for float64 tensors, rounded once) and decoded = what `decode` returns,
-    `accept` makes the residual fl(c - decoded), bit for bit. Nothing is kept before `accept` or `reject` is called, so
-    a payload that was lost loses nothing.
+    `accept` makes the residual fl(c - decoded), bit for bit (where a codec's `determinism` is "none", decoded is what
+    `decode` returns on this machine). Nothing is kept before `accept` or `reject` is called, so a payload that was lost
+    loses nothing.
 
     Threads may share one; they take turns. One that encodes while the payload of another is pending gets the
     `RuntimeError` all the same. A process that is forked while another thread is inside must not use its copy: that

@@ -76,6 +76,11 @@ class HostDecoder:
         self._decoder = decoder
         self.check = decoder.check
 
+    def opened(self, payload: Any, start: int, stop: int) -> HostDecoder:
+        """As `fedcodec.body.Decoder` does; itself where its decoder computes the same again."""
+        opened = getattr(self._decoder, "opened", None)
+        return self if opened is None else HostDecoder(opened(payload, start, stop))
+
     def decode(self, payload: Any, start: int, stop: int, arrays: Sequence[Any]) -> Any:
         """As the native one."""
         by_host(

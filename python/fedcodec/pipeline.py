@@ -164,6 +164,12 @@ class _Job(NamedTuple):
         except MemoryError:
             raise DecodeError("the payload needs more memory than there is") from None
 
+    def opened(self) -> _Job:
+        """Return a job that need not read its bytes again where that could end otherwise."""
+        return (
+            self._replace(decoder=self.run("opened")) if hasattr(self.decoder, "opened") else self
+        )
+
     def run_checked(self, name: str, arrays: Sequence[Any], *options: Any, begun: bool) -> None:
         """Call it for bytes that are known to be valid, of which some stretches may be written already.
 
@@ -275,6 +281,7 @@ def _builtin(coders: Sequence[tuple[Any, ...]]) -> bool:
 
 def decode_into(decoded: Decoded, storage: Sequence[Storage]) -> None:
     """Write the values of a prepared payload into arrays, or raise `DecodeError` and write none."""
+    decoded = _opened(decoded)
     if len(decoded.jobs) > 1:
         check(decoded)
     for number, job in enumerate(decoded.jobs):
@@ -290,6 +297,12 @@ def decode_new(decoded: Decoded) -> list[Storage]:
             return arrays
         found.update(zip(job.indices, arrays, strict=True))
     return [found[i] for i in range(len(decoded.spec.untied))]
+
+
+def _opened(decoded: Decoded) -> Decoded:
+    if len(decoded.jobs) == 1:
+        return decoded
+    return decoded._replace(jobs=[job.opened() for job in decoded.jobs])
 
 
 def check(decoded: Decoded) -> None:
@@ -318,6 +331,7 @@ def accumulate(
         options = weight, bounds, False, ledger
         job.run_checked("accumulate", job.own(accumulators), *options, begun=bool(ledger))
 
+    decoded = _opened(decoded)
     if len(decoded.jobs) > 1:
         for job in decoded.jobs:
             add(job, True)

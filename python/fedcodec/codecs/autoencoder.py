@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     # Weights of shape (outputs, inputs), and biases.
     Layers: TypeAlias = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
+MOST_LAYERS = 16  # of a half
 ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")  # by their ids on the wire
 _LARGEST = float(np.finfo(np.float32).max)
 _ROUNDINGS = 1.01  # more than a quantizer and the roundings of a sum can add
@@ -190,6 +191,8 @@ def _checked(found: Any) -> tuple[Layers, str, int]:
     parts = [f"{number}.{part}" for number in range(count) for part in ("weight", "bias")]
     if count < 1 or list(found) != ["values", "activation", *parts]:
         raise DecodeError("not a decoder: its tensors are not 'values', 'activation' and layers")
+    if count > MOST_LAYERS:
+        raise DecodeError(f"a decoder of {count} layers, the most is {MOST_LAYERS}")
     values, activation = found["values"], found["activation"]
     scalars = values.dtype == torch.int64 and activation.dtype == torch.uint8
     if not scalars or values.ndim or activation.ndim:

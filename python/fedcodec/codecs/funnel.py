@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import arrays, dtypes, ops
 from ..errors import NonFiniteError
 from . import _check
-from .autoencoder import ACTIVATIONS, device_of, in_chunks, run
+from .autoencoder import ACTIVATIONS, MOST_LAYERS, device_of, in_chunks, run
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ class Funnel:
     latents : int
         Of each chunk.
     hidden : sequence of int
-        Widths between values and latents, the widest first; the decoder has them in reverse.
+        Widths between values and latents, the widest first, 15 at most; the decoder has them in reverse.
     chunk_size : int, optional
         Cut the values into chunks of this size, which all go through the same layers, so that the decoder stays small
         (what paper 004, section 4.3 leaves open: a convolution whose stride is its width). By default the values are
@@ -179,6 +179,8 @@ class Funnel:
             raise ValueError(f"widths {widths} of {values} values: all must be from 1 to {values}")
         if any(before < after for before, after in pairwise(widths)):
             raise ValueError(f"widths {widths} make no funnel: each must be at most the one before")
+        if len(hidden) + 1 > MOST_LAYERS:
+            raise ValueError(f"{len(hidden) + 1} layers, the most is {MOST_LAYERS}")
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation is {activation!r}, it must be one of {', '.join(ACTIVATIONS)}"
