@@ -476,19 +476,24 @@ def autoencoder(
     not seen and in a federation with the decoder as it was; and what a federation sends in all until it is as accurate
     as one without compression, beside principal components and other codecs.
     """
-    from .sim.autoencoder import QUICK_TASKS, SMALL_TASKS, TASKS, study_cells
+    from .sim.autoencoder import QUICK_TASKS, SMALL_TASKS, TASKS, task_cells
     from .sim.autoencoder_report import write_report
 
     tasks = QUICK_TASKS if quick else SMALL_TASKS if device == "cpu" else TASKS
-    about = {"seed": seed, "device": device} | {name: asdict(task) for name, task in tasks.items()}
-    cells = {
-        name: cell
-        for name, cell in study_cells(tasks, seed, data_dir, device).items()
-        if re.search(pattern, name)
+    chosen = {
+        name: {
+            cell: run
+            for cell, run in task_cells(name, task, seed, data_dir, device).items()
+            if re.search(pattern, cell)
+        }
+        for name, task in tasks.items()
     }
-    if not cells:
+    if not any(chosen.values()):
         raise click.UsageError(f"no cell has a name with {pattern!r} in it")
-    results = run_kept(output, about, cells, jobs)
+    results: dict[str, Any] = {}
+    for name, cells in chosen.items():
+        about = {"seed": seed, "device": device, **asdict(tasks[name])}
+        results |= run_kept(output, about, cells, jobs) if cells else {}
     for path in write_report(output, tasks, seed, results, device, note, dict(names)):
         click.echo(f"wrote {click.format_filename(path)}")
 

@@ -464,24 +464,19 @@ def _spend(
 # --- all of the study ---------------------------------------------------------------------------------------------
 
 
-def study_cells(
-    tasks: Mapping[str, Task], seed: int, data_dir: Path | None, device: str
+def task_cells(
+    name: str, task: Task, seed: int, data_dir: Path | None, device: str
 ) -> dict[str, tuple[Callable[[Callable[[], None]], Any], int]]:
-    """Return `follow`, `compare` and `federate_colours` of each task by name, each with its number of steps."""
-    cells: dict[str, tuple[Callable[[Callable[[], None]], Any], int]] = {}
-    for name, task in tasks.items():
-        cells[f"{name}-follow"] = partial(follow, task, seed, data_dir, device), follow_steps(task)
-        if task.compared:
-            cells[f"{name}-compare"] = (
-                partial(compare, task, seed, data_dir, device),
-                compare_steps(task),
-            )
-        if task.colour_rounds:
-            cells[f"{name}-colours"] = (
-                partial(federate_colours, task, seed, data_dir, device),
-                colour_steps(task),
-            )
-    return cells
+    """Return `follow`, `compare` and `federate_colours` of a task by name, each with its number of steps."""
+    parts: dict[str, tuple[Callable[..., Any], int]] = {"follow": (follow, follow_steps(task))}
+    if task.compared:
+        parts["compare"] = compare, compare_steps(task)
+    if task.colour_rounds:
+        parts["colours"] = federate_colours, colour_steps(task)
+    return {
+        f"{name}-{part}": (partial(run, task, seed, data_dir, device), steps)
+        for part, (run, steps) in parts.items()
+    }
 
 
 # --- what both begin with -----------------------------------------------------------------------------------------
