@@ -93,9 +93,9 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
     )
     assert [path.name for path in paths] == [
         "autoencoder.html",
+        "autoencoder.json",
         "costs.csv",
         "kept.csv",
-        "report.json",
         "verdicts.csv",
     ]
     page = (tmp_path / "autoencoder.html").read_text()
@@ -111,27 +111,38 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         "2,202,305",
     ):
         assert text in page, text
-    assert json.loads((tmp_path / "report.json").read_text())["cells"] == results
+    assert json.loads((tmp_path / "autoencoder.json").read_text())["cells"] == results
     assert write_report(tmp_path / "half", TASKS, 0, {"cifar10-compare": COMPARED}, "cpu")
 
 
 def test_cells_can_be_picked_and_are_not_done_again(tmp_path, monkeypatch):
     done = []
 
-    def compare(task, *_):
-        done.append(task.dataset)
+    def compare(*_):
+        done.append("compare")
         return COMPARED
 
+    def colours(*_):
+        done.append("colours")
+        return COLOURED
+
     monkeypatch.setattr(autoencoder, "compare", compare)
-    command = ["study", "autoencoder", "--jobs", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(autoencoder, "federate_colours", colours)
+    command = ["study", "autoencoder", "--quick", "--jobs", "1", "--output", str(tmp_path)]
     for cells, expected in (
-        ("mnist-compare", ["mnist"]),
-        ("mnist-compare", ["mnist"]),
-        ("-compare$", ["mnist"]),
+        ("-compare$", ["compare"]),
+        ("-compare$", ["compare"]),
+        ("digits-co", ["compare", "colours"]),
     ):
         result = CliRunner().invoke(cli.commands, [*command, "--cells", cells])
         assert result.exit_code == 0, result.output
         assert done == expected
+    # What was done before stands on the page of those that are picked.
+    CliRunner().invoke(cli.commands, [*command, "--cells", "-compare$"])
+    assert set(json.loads((tmp_path / "autoencoder.json").read_text())["cells"]) == {
+        "digits-compare",
+        "digits-colours",
+    }
     result = CliRunner().invoke(cli.commands, [*command, "--cells", "nothing"])
     assert "no cell has a name with 'nothing' in it" in result.output
 

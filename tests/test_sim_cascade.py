@@ -123,7 +123,7 @@ def test_a_report_has_the_runs_figures_beside_the_papers(tmp_path):
     paths = write_report(tmp_path, SMALL, range(2), runs, inference)
     assert [path.name for path in paths] == [
         "cascade.html",
-        "report.json",
+        "cascade.json",
         "rounds.csv",
         "rows.csv",
     ]
@@ -153,9 +153,9 @@ def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
     first = CliRunner().invoke(cli.commands, arguments)
     assert first.exit_code == 0, first.output
     assert "cascade.html" in first.output
-    done = sorted(path.name for path in (tmp_path / "cells").iterdir())
+    done = sorted(path.name for path in tmp_path.glob("cells/*/*"))
     assert done == sorted(f"{combination.slug}-0.json" for combination in COMBINATIONS)
-    (tmp_path / "cells" / "prune-0.json").unlink()
+    next(tmp_path.glob("cells/*/prune-0.json")).unlink()
     trained = []
     run_cell = cascade.run_cell
     monkeypatch.setattr(
@@ -164,7 +164,7 @@ def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
     again = CliRunner().invoke(cli.commands, arguments)
     assert again.exit_code == 0, again.output
     assert trained == ["prune"]
-    assert (tmp_path / "cells" / "prune-0.json").exists()
+    assert list(tmp_path.glob("cells/*/prune-0.json"))
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_the_quick_study(tmp_path):
         cli.commands, ["study", "cascade", "--quick", "--jobs", "1", "--output", str(tmp_path)]
     )
     assert result.exit_code == 0, result.output
-    rows = {row["name"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads((tmp_path / "cascade.json").read_text())["rows"]}
     for name, row in rows.items():
         assert row["ratio"] <= PUBLISHED[name].ratio + 0.005
         assert row["accuracy"] > 0.15  # ten classes: chance is 0.1

@@ -58,7 +58,7 @@ def test_idx_files_are_read_and_standardised_by_the_training_pixels(arrays, writ
     np.testing.assert_allclose(loaded.test_images[:, 0], (test - mean) / deviation, rtol=1e-4)
     assert loaded.test_labels.tolist() == arrays["t10k-labels-idx1-ubyte.gz"].tolist()
     assert loaded.train_labels.dtype == torch.int64
-    assert loaded.classes == 3
+    assert loaded.classes == 10
 
 
 @pytest.mark.parametrize("place", ["inside --data-dir", "environment", "system"])
@@ -257,3 +257,39 @@ def test_nothing_may_be_held_out_but_not_all():
     assert (len(training), len(validation)) == (5, 0)
     with pytest.raises(ValueError, match="below one"):
         data.hold_out(np.arange(5), np.random.default_rng(1), share=1)
+
+
+def test_labels_and_shapes_that_do_not_fit_are_refused(arrays, write, tmp_path):
+    def refused(what, **changes):
+        for name, array in changes.items():
+            file = {"labels": "t10k-labels-idx1-ubyte.gz", "images": "t10k-images-idx3-ubyte.gz"}
+            arrays[file[name]] = array
+        with pytest.raises(ValueError, match=what):
+            data.load_dataset("mnist", write(tmp_path / what.replace(" ", "-")))
+
+    labels, images = arrays["t10k-labels-idx1-ubyte.gz"], arrays["t10k-images-idx3-ubyte.gz"]
+    refused("the label 255 in data of 10", labels=np.where(labels == labels[0], 255, labels))
+    refused("images of shape", labels=labels, images=images.reshape(len(images), 1, -1))
+    refused("images of shape .0,", labels=labels[:0], images=images[:0])
+
+
+def test_damage_inside_the_compressed_stream_is_named(write, tmp_path):
+    folder = write(tmp_path / "mnist")
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    messages = []
+    for place in range(10, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            data.read_idx(path, dimensions=3)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 0.9 * (len(whole) - 10)
+    assert all(path.name in message for message in messages)
+
+
+def test_a_digest_is_of_the_data(arrays, write, tmp_path):
+    first = data.dataset_digest("mnist", write(tmp_path / "first"))
+    assert data.dataset_digest("mnist", write(tmp_path / "copy")) == first
+    arrays["t10k-labels-idx1-ubyte.gz"] = arrays["t10k-labels-idx1-ubyte.gz"][::-1]
+    assert data.dataset_digest("mnist", write(tmp_path / "other")) != first

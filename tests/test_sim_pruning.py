@@ -240,3 +240,24 @@ def test_an_amount_is_a_share_even_if_it_is_an_integer():
 def test_unknown_scopes_are_refused():
     with pytest.raises(ValueError, match="'layer', it must be"):
         pruning.magnitude_masks({"a": torch.ones(4)}, 0.5, "layer")
+
+
+@pytest.mark.parametrize("scope", ["update", "tensor"])
+def test_what_stays_pruned_counts_where_weights_are_zero_too(scope):
+    weights = {"a": torch.tensor([0.0, 0, 0, 1, 2, 3, 4, 5, 6, 7])}
+    previous = {"a": torch.tensor([1, 1, 1, 0, 0, 0, 1, 1, 1, 1]).bool()}
+    masks = pruning.magnitude_masks(weights, 0.3, scope, previous=previous)
+    assert torch.equal(masks["a"], previous["a"])
+    masks = pruning.magnitude_masks(weights, 0.5, scope, previous=previous)
+    assert int((~masks["a"]).sum()) == 5
+    assert not masks["a"][3:6].any()
+    assert masks["a"][6:].all()
+
+
+def test_batch_norms_that_scale_nothing_are_passed_over():
+    fitting = [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)]
+    for after in (nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(7)):
+        module = nn.Sequential(*fitting, nn.Conv2d(2, 4, 3), after)
+        assert list(pruning.batch_norm_scales(module)) == ["0.weight"]
+        with pytest.raises(ValueError, match="followed by a batch norm with scales"):
+            pruning.batch_norm_scales(module[2:])

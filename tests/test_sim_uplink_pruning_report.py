@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -35,7 +36,7 @@ RESULTS = {
     "simple-cnn-mnist-unstructured-0-delta-1": cell(1, 0.0, [0.5, 0.7, 0.9]),
     "simple-cnn-mnist-unstructured-80-delta-0": cell(0, 0.8, [0.4, 0.86, 0.89]),
     "simple-cnn-mnist-unstructured-80-delta-1": cell(1, 0.8, [0.4, 0.6, 0.8]),
-    "sizes-simple-cnn-mnist": [
+    "sizes-simple-cnn-mnist-0": [
         {
             "kind": "unstructured",
             "amount": 0.8,
@@ -77,7 +78,7 @@ def test_sizes_take_the_larger_payload_over_the_ideal():
     (size,) = sizes(RESULTS)
     assert size.over_ideal == pytest.approx(70_020 / 69_000)
     assert size.int8_over_ideal == pytest.approx(20_020 / 19_900)
-    assert size.paper_megabytes == 0.08
+    assert size.paper_bytes == 80_000
 
 
 def test_a_page_has_ours_and_the_papers(tmp_path):
@@ -87,7 +88,7 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
     assert [path.name for path in paths] == [
         "accuracy.csv",
         "pruning.html",
-        "report.json",
+        "pruning.json",
         "sizes.csv",
     ]
     page = (tmp_path / "pruning.html").read_text()
@@ -103,7 +104,7 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         assert text in page, text
     with (tmp_path / "accuracy.csv").open() as file:
         assert [row["amount"] for row in csv.DictReader(file)] == ["0.0", "0.8"]
-    assert json.loads((tmp_path / "report.json").read_text())["cells"] == RESULTS
+    assert json.loads((tmp_path / "pruning.json").read_text())["cells"] == RESULTS
 
 
 def test_all_cells_are_trained_on_a_gpu_and_those_that_can_be_on_processors():
@@ -117,6 +118,7 @@ def test_all_cells_are_trained_on_a_gpu_and_those_that_can_be_on_processors():
         for column in ("weights", "delta")
     ]
     assert len(here) == 3 + 20 * 2 * 3 + 4
+    assert set(here) == set(study_cells(replace(PAPER_SETTINGS, device="cpu:0"), range(3)))
     assert here[large[0]][1] == 1
     assert here["simple-cnn-mnist-structured-30-delta-2"][1] == 25
 
@@ -124,9 +126,9 @@ def test_all_cells_are_trained_on_a_gpu_and_those_that_can_be_on_processors():
 def test_a_round_on_processors_is_not_taken_for_a_gpus_cell(tmp_path, monkeypatch):
     kept_by = []
 
-    def run_kept(output, about, cells, jobs):
-        kept_by.append(about)
-        return dict.fromkeys(cells)
+    def run_kept(output, cells, *_):
+        kept_by.append(next(iter(cells.values())).about)
+        return {}
 
     monkeypatch.setattr(cli, "run_kept", run_kept)
     for device in ("cpu", "cuda"):

@@ -158,3 +158,8 @@ def test_large_tensors_are_coded_as_by_the_oracle(shape, axis, density):
     finally:
         fc.ops.use(before)
     assert [len(found) for found in (payloads, decoded, sums)] == [1, 1, 1]
+
+
+def test_a_truth_value_is_no_axis():
+    with pytest.raises(TypeError, match="axis is True, it must be an integer"):
+        fc.Structured(axis=True)

@@ -12,10 +12,10 @@ import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ import fedcodec as fc
 from .bench.data import DISTRIBUTIONS
 from .sim.links import LINKS
 from .sim.settings import DATASETS, DEFAULT_CODECS, MODELS, Settings
+
+if TYPE_CHECKING:
+    from .sim.cells import Planned
 
 try:
     import click
@@ -244,6 +247,15 @@ def study() -> None:
     """
 
 
+def parse_note(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse what no page can hold, before anything is run."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise click.BadParameter(f"no text: {error}") from error
+    return value
+
+
 def study_options(
     folder: str, seeds: int | None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -251,7 +263,7 @@ def study_options(
     a_seed = click.IntRange(0, 2**32)
     several = (
         click.option("--first-seed", type=a_seed, default=0),
-        click.option("--seeds", type=click.IntRange(1), default=seeds),
+        click.option("--seeds", type=click.IntRange(1, 1000), default=seeds),
     )
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
@@ -259,8 +271,8 @@ def study_options(
             click.option(
                 "--output",
                 type=click.Path(file_okay=False, path_type=Path),
-                default=Path("fedcodec-results") / folder,
-                help="Folder of the HTML, CSV and JSON files, and of what is done.",
+                help="Folder of the HTML, CSV and JSON files, and of what is done.  "
+                f"[default: fedcodec-results/{folder}, with --quick {folder}-quick]",
             ),
             click.option(
                 "--jobs",
@@ -272,39 +284,72 @@ def study_options(
             click.option(
                 "--quick",
                 is_flag=True,
-                help="A try in a minute, on the small digits that come with scikit-learn.",
+                help="A try in a minute, of one seed and few rounds, on the small digits of scikit-learn.",
             ),
             click.option(
-                "--note", default="", help="A line for the page, such as whose data it was."
+                "--note",
+                default="",
+                callback=parse_note,
+                help="A line for the page, such as whose data it was.",
             ),
             *(several if seeds else [click.option("--seed", type=a_seed, default=0)]),
             click.option(
                 "--data-dir",
                 type=click.Path(exists=True, file_okay=False, path_type=Path),
-                help="Folder of the data sets; else $FEDCODEC_DATA_DIR, then /usr/share/datasets.",
+                help="Folder of the data sets' folders, such as mnist/ and cifar10/, or of the files of the only one; "
+                "else $FEDCODEC_DATA_DIR, then /usr/share/datasets.",
             ),
         ):
             command = option(command)
-        return command
+
+        @wraps(command)
+        def placed(*, output: Path | None, quick: bool, **options: Any) -> None:
+            output = output or Path("fedcodec-results") / (f"{folder}-quick" if quick else folder)
+            output.mkdir(parents=True, exist_ok=True)
+            command(output=output, quick=quick, **options)
+
+        return placed
 
     return add
 
 
 def run_kept(
     output: Path,
-    about: dict[str, Any],
-    cells: Mapping[str, tuple[Callable[[Callable[[], None]], Any], int]],
+    cells: Mapping[str, Planned],
+    data_dir: Path | None,
     jobs: int,
+    pattern: str = "",
 ) -> dict[str, Any]:
-    """Run the cells of a study that are not done, each with its number of steps, and return all results by name."""
+    """Run those cells of a study whose names match and that are not done; return the results of all that are.
+
+    A result is of its settings, of the data and the software that it was made with, and of the processor.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from .sim.cells import Kept, run_cells
+    from .sim.data import dataset_digest
+    from .sim.provenance import provenance
 
-    kept = Kept(output / "cells", about | {"fedcodec": fc.__version__})
-    results = {name: kept.get(name) for name in cells}
-    missing = [name for name, result in results.items() if result is None]
+    chosen = [name for name in cells if re.search(pattern, name)]
+    if not chosen:
+        raise click.UsageError(f"no cell has a name with {pattern!r} in it")
+    made_by = provenance()
+    made_by["machine"] = made_by["machine"]["processor"]
+    needed = {cells[name].dataset for name in chosen}
+    kept = {}
+    for dataset in dict.fromkeys(cell.dataset for cell in cells.values()):
+        try:
+            data = dataset_digest(dataset, data_dir)
+        except FileNotFoundError:
+            if dataset in needed:
+                raise
+            continue
+        for name, cell in cells.items():
+            if cell.dataset == dataset:
+                kept[name] = Kept(output / "cells", {**cell.about, **made_by, "data": data})
+    results = {name: place.get(name) for name, place in kept.items()}
+    missing = [name for name in chosen if results[name] is None]
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -313,19 +358,20 @@ def run_kept(
     )
 
     def keep(number: int, result: Any) -> None:
-        kept.put(missing[number], result)
-        results[missing[number]] = result
+        name = missing[number]
+        kept[name].put(name, result)
+        results[name] = result
 
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        total, left = (sum(cells[name][1] for name in names) for names in (list(cells), missing))
+        total, left = (sum(cells[name].steps for name in names) for names in (chosen, missing))
         bar = progress.add_task("rounds", total=total, completed=total - left)
         run_cells(
-            [cells[name][0] for name in missing],
+            [cells[name].run for name in missing],
             max(1, min(jobs, len(missing))),
             on_step=lambda number: progress.advance(bar),
             on_end=keep,
         )
-    return results
+    return {name: results[name] for name in cells if results.get(name) is not None}
 
 
 @study.command()
@@ -352,7 +398,13 @@ def cascade(
     Three models on thirds of Fashion-MNIST are averaged every round; the eight combinations of the three steps are
     compared by accuracy, delay and the bytes that travelled, beside the paper's figures.
     """
-    from .sim.cascade import COMBINATIONS, CascadeRun, CascadeSettings, inference_seconds, run_cell
+    from .sim.cascade import (
+        COMBINATIONS,
+        CascadeRun,
+        CascadeSettings,
+        inference_seconds,
+        study_cells,
+    )
     from .sim.cascade_report import write_report
     from .sim.links import parse_link
 
@@ -361,17 +413,7 @@ def cascade(
     if quick:
         settings, seeds = CascadeSettings(dataset="digits", rounds=min(rounds, 5), link=link), 1
     run_seeds = range(first_seed, first_seed + seeds)
-    about = asdict(settings)
-    about.pop("data_dir")
-    cells = {
-        f"{combination.slug}-{seed}": (
-            partial(run_cell, settings, combination, seed),
-            settings.rounds,
-        )
-        for combination in COMBINATIONS
-        for seed in run_seeds
-    }
-    results = run_kept(output, about, cells, jobs)
+    results = run_kept(output, study_cells(settings, run_seeds), data_dir, jobs)
     runs = {
         combination.name: [
             CascadeRun(**results[f"{combination.slug}-{seed}"]) for seed in run_seeds
@@ -434,16 +476,8 @@ def pruning(
         rounds=min(rounds, 5) if quick else rounds,
         average_last=1,
     )
-    about = asdict(settings)
-    about.pop("data_dir")  # not the device: ResNet-12 is trained for a round only without a GPU
-    cells = {
-        name: cell
-        for name, cell in study_cells(settings, run_seeds, quick=quick).items()
-        if re.search(pattern, name)
-    }
-    if not cells:
-        raise click.UsageError(f"no cell has a name with {pattern!r} in it")
-    results = run_kept(output, about, cells, jobs)
+    cells = study_cells(settings, run_seeds, quick=quick)
+    results = run_kept(output, cells, data_dir, jobs, pattern)
     for path in write_report(output, settings, run_seeds, results, note, dict(names)):
         click.echo(f"wrote {click.format_filename(path)}")
 
@@ -476,24 +510,12 @@ def autoencoder(
     not seen and in a federation with the decoder as it was; and what a federation sends in all until it is as accurate
     as one without compression, beside principal components and other codecs.
     """
-    from .sim.autoencoder import QUICK_TASKS, SMALL_TASKS, TASKS, task_cells
+    from .sim.autoencoder import QUICK_TASKS, SMALL_TASKS, TASKS, study_cells
     from .sim.autoencoder_report import write_report
 
-    tasks = QUICK_TASKS if quick else SMALL_TASKS if device == "cpu" else TASKS
-    chosen = {
-        name: {
-            cell: run
-            for cell, run in task_cells(name, task, seed, data_dir, device).items()
-            if re.search(pattern, cell)
-        }
-        for name, task in tasks.items()
-    }
-    if not any(chosen.values()):
-        raise click.UsageError(f"no cell has a name with {pattern!r} in it")
-    results: dict[str, Any] = {}
-    for name, cells in chosen.items():
-        about = {"seed": seed, "device": device, **asdict(tasks[name])}
-        results |= run_kept(output, about, cells, jobs) if cells else {}
+    tasks = QUICK_TASKS if quick else SMALL_TASKS if device.startswith("cpu") else TASKS
+    cells = study_cells(tasks, seed, data_dir, device)
+    results = run_kept(output, cells, data_dir, jobs, pattern)
     for path in write_report(output, tasks, seed, results, device, note, dict(names)):
         click.echo(f"wrote {click.format_filename(path)}")
 

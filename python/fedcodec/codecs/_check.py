@@ -37,6 +37,8 @@ def integer(name: str, value: int, least: int, most: int = MAX_SEED) -> None:
         operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}, it must be an integer") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, it must be an integer")
     if not least <= value <= most:
         raise ValueError(f"{name} is {value}, it must be from {least} to {most}")
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import fedcodec as fc
 
+from .cells import Planned
 from .data import Dataset, load_dataset, partition_iid
 from .federation import encode_seed
 from .models import FlatModel, Update, build_paper_model
@@ -464,19 +465,22 @@ def _spend(
 # --- all of the study ---------------------------------------------------------------------------------------------
 
 
-def task_cells(
-    name: str, task: Task, seed: int, data_dir: Path | None, device: str
-) -> dict[str, tuple[Callable[[Callable[[], None]], Any], int]]:
-    """Return `follow`, `compare` and `federate_colours` of a task by name, each with its number of steps."""
-    parts: dict[str, tuple[Callable[..., Any], int]] = {"follow": (follow, follow_steps(task))}
-    if task.compared:
-        parts["compare"] = compare, compare_steps(task)
-    if task.colour_rounds:
-        parts["colours"] = federate_colours, colour_steps(task)
-    return {
-        f"{name}-{part}": (partial(run, task, seed, data_dir, device), steps)
-        for part, (run, steps) in parts.items()
-    }
+def study_cells(
+    tasks: Mapping[str, Task], seed: int, data_dir: Path | None, device: str
+) -> dict[str, Planned]:
+    """Return `follow`, `compare` and `federate_colours` of each task, by name."""
+    cells = {}
+    for name, task in tasks.items():
+        parts: dict[str, tuple[Callable[..., Any], int]] = {"follow": (follow, follow_steps(task))}
+        if task.compared:
+            parts["compare"] = compare, compare_steps(task)
+        if task.colour_rounds:
+            parts["colours"] = federate_colours, colour_steps(task)
+        about = {"seed": seed, "device": device, **asdict(task)}
+        for part, (run, steps) in parts.items():
+            cell = partial(run, task, seed, data_dir, device)
+            cells[f"{name}-{part}"] = Planned(cell, steps, task.dataset, about)
+    return cells
 
 
 # --- what both begin with -----------------------------------------------------------------------------------------

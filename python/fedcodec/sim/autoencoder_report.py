@@ -560,6 +560,8 @@ def write_report(
         for name, rows in (("costs", spent), ("kept", left), ("verdicts", needed)):
             if rows:
                 write_csv(draft / f"{name}.csv", [asdict(row) for row in rows])
-        write_json(draft / "report.json", {"settings": about, **provenance(), "cells": results})
+        write_json(
+            draft / "autoencoder.json", {"settings": about, **provenance(), "cells": results}
+        )
 
     return write_files(folder, write)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -14,6 +15,7 @@ import torch
 
 import fedcodec as fc
 
+from .cells import Planned
 from .data import Dataset, load_dataset, partition_iid
 from .distillation import train_student
 from .federation import encode_seed
@@ -210,6 +212,23 @@ def run_cell(
 ) -> dict[str, Any]:
     """Do `run_combination`; the result is as JSON has it."""
     return asdict(run_combination(settings, combination, seed, on_round))
+
+
+def study_cells(settings: CascadeSettings, seeds: Sequence[int]) -> dict[str, Planned]:
+    """Return all combinations with all seeds, by name."""
+    about = asdict(settings)
+    for name in ("data_dir", "link"):  # transfers are simulated from what is kept
+        about.pop(name)
+    return {
+        f"{combination.slug}-{seed}": Planned(
+            partial(run_cell, settings, combination, seed),
+            settings.rounds,
+            settings.dataset,
+            about,
+        )
+        for combination in COMBINATIONS
+        for seed in seeds
+    }
 
 
 def _model(

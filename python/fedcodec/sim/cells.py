@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from ctypes import Array, c_int
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -139,33 +140,67 @@ def _run_cell(number: int, cell: Cell[Result]) -> Result:
     return cell(count)
 
 
+class Planned(NamedTuple):
+    """A cell of a study before it is run.
+
+    Attributes
+    ----------
+    run : callable
+    steps : int
+        How often it calls back.
+    dataset : str
+        That it is trained on.
+    about : mapping
+        What its result depends on beside its name and the data, as JSON has it.
+    """
+
+    run: Cell[Any]
+    steps: int
+    dataset: str
+    about: Mapping[str, Any]
+
+
 class Kept:
     """Results of cells on disk, so that a study that was stopped goes on where it was.
 
     Parameters
     ----------
     folder : Path
-        Made when the first result is kept; a file for each cell.
+        It gets a folder for everything that results depend on, and in that a file for each cell.
     about : mapping
-        What the results depend on beside the cell, as JSON has it; a result of something else is not taken for one.
+        What the results depend on beside the cell, as JSON has it; a result of something else is not taken for one, and
+        stays where it is.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        self._folder = folder
         self._about = json.loads(json.dumps(about, default=str))
+        self._folder = folder / _digest(self._about)[:16]
 
     def get(self, name: str) -> Any | None:
         """Return the result of a cell; None if there is none, or none of this study."""
         try:
             found = json.loads((self._folder / f"{name}.json").read_text())
-        except (FileNotFoundError, ValueError):
+            result = found["result"]
+            same = found == self._file(name, result)
+        except (FileNotFoundError, KeyError, RecursionError, TypeError, ValueError):
             return None
-        same = isinstance(found, dict) and found.get("about") == self._about
-        return found["result"] if same else None
+        return result if same else None
 
     def put(self, name: str, result: Any) -> None:
         """Keep the result of a cell; its file is there in full or as it was before."""
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = self._folder / f".{name}.{os.getpid()}"
-        draft.write_text(json.dumps({"about": self._about, "result": result}))
-        draft.replace(self._folder / f"{name}.json")
+        result = json.loads(json.dumps(result))
+        try:
+            draft.write_text(json.dumps(self._file(name, result)))
+            draft.replace(self._folder / f"{name}.json")
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _file(self, name: str, result: Any) -> dict[str, Any]:
+        about = self._about
+        return {"cell": name, "about": about, "digest": _digest(result), "result": result}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

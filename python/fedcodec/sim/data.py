@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from .settings import DATASETS
 SYSTEM_DIRECTORY = Path("/usr/share/datasets")
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_SHAPE = (3, 32, 32)  # red, green and blue plane
-CIFAR10_CLASSES = 10
+CLASSES = 10  # of all data sets
 IDX_FILES = "the four official IDX files (train-images-idx3-ubyte.gz, ...)"
 CIFAR10_FILES = "the six official binary files (data_batch_1.bin, ...)"
 WHERE_TO_GET = {
@@ -54,6 +56,21 @@ class Dataset:
             self.test_labels.to(device),
             self.classes,
         )
+
+
+def dataset_digest(name: str, data_dir: Path | None = None) -> str:
+    """Return the SHA-256 of a data set as `load_dataset` gives it, in hexadecimal.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `load_dataset`.
+    """
+    data = load_dataset(name, data_dir)
+    state = hashlib.sha256()
+    for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        state.update(part.contiguous().numpy().data)
+    return state.hexdigest()
 
 
 @lru_cache(maxsize=1)
@@ -100,6 +117,10 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(labels):
             raise ValueError(f"{name}: {len(images)} images but {len(labels)} labels")
+        if images.shape[1:] != train_images.shape[1:] or not images.size:
+            raise ValueError(f"{name}: images of shape {images.shape} and {train_images.shape}")
+        if labels.max() >= CLASSES:
+            raise ValueError(f"{name}: the label {labels.max()} in data of {CLASSES} classes")
     train, test = (
         torch.tensor(images, dtype=torch.float32).reshape(len(images), -1, *images.shape[-2:])
         for images in (train_images, test_images)
@@ -113,7 +134,7 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
         torch.tensor(train_labels, dtype=torch.int64),
         test,
         torch.tensor(test_labels, dtype=torch.int64),
-        classes=int(train_labels.max()) + 1,
+        classes=CLASSES,
     )
 
 
@@ -128,7 +149,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     try:
         with gzip.open(path) as file:
             content = file.read()
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
@@ -162,8 +183,8 @@ def read_cifar10(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         raise ValueError(f"{path}: {len(content)} bytes, not records of {record} bytes each")
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = records[:, 0]
-    if labels.max() >= CIFAR10_CLASSES:
-        raise ValueError(f"{path}: the label {labels.max()} in data of {CIFAR10_CLASSES} classes")
+    if labels.max() >= CLASSES:
+        raise ValueError(f"{path}: the label {labels.max()} in data of {CLASSES} classes")
     return records[:, 1:].reshape(-1, *CIFAR10_SHAPE), labels
 
 

@@ -88,7 +88,10 @@ def magnitude_masks(
     """
     method = prune.L1Unstructured(amount=_checked(amount))
 
-    def largest(values: torch.Tensor) -> torch.Tensor:
+    def largest(values: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        if kept is not None:  # those that stay are larger than any that was pruned, zeros too
+            wide = values.abs().to(torch.promote_types(values.dtype, torch.float32))
+            values = wide.nextafter(torch.full_like(wide, torch.inf)) * kept
         mask: torch.Tensor = method.compute_mask(values, torch.ones_like(values))  # type: ignore[no-untyped-call]
         return mask.bool()
 
@@ -120,7 +123,7 @@ def percentile_masks(
     """
     percentile = 100 * _checked(amount)
 
-    def above(values: torch.Tensor) -> torch.Tensor:
+    def above(values: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
         return values.abs() > ops.percentile_threshold(values.cpu().numpy(), percentile)
 
     return _masks(above, weights, scope, previous)
@@ -210,10 +213,13 @@ def batch_norm_scales(module: nn.Module) -> dict[str, torch.Tensor]:
     scores = {
         f"{name}.weight": after.weight.detach().abs()
         for (name, layer), (_, after) in itertools.pairwise(layers)
-        if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d)
+        if isinstance(layer, nn.Conv2d)
+        and isinstance(after, nn.BatchNorm2d)
+        and after.affine
+        and layer.out_channels == after.num_features
     }
     if not scores:
-        raise ValueError("no convolution of this network is followed by a batch norm")
+        raise ValueError("no convolution of this network is followed by a batch norm with scales")
     return scores
 
 
@@ -287,23 +293,28 @@ def _checked(amount: float) -> float:
 
 
 def _masks(
-    choose: Callable[[torch.Tensor], torch.Tensor],
+    choose: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
     weights: Weights,
     scope: Scope,
     previous: Masks | None,
 ) -> Masks:
+    kept = None
+    if previous is not None:
+        kept = {name: previous[name].reshape(-1) for name in weights}
     values = {
-        name: (weight.detach() if previous is None else weight.detach() * previous[name]).reshape(
-            -1
-        )
+        name: weight.detach().reshape(-1) * (1 if kept is None else kept[name])
         for name, weight in weights.items()
     }
     if scope == "tensor":
-        flat = {name: choose(part) for name, part in values.items()}
+        flat = {
+            name: choose(part, None if kept is None else kept[name])
+            for name, part in values.items()
+        }
     elif scope == "update":
         sizes = [part.numel() for part in values.values()]
-        chosen = torch.split(choose(torch.cat(list(values.values()))), sizes)
-        flat = dict(zip(values, chosen, strict=True))
+        whole = torch.cat(list(values.values()))
+        chosen = choose(whole, None if kept is None else torch.cat(list(kept.values())))
+        flat = dict(zip(values, torch.split(chosen, sizes), strict=True))
     else:
         raise ValueError(f"scope is {scope!r}, it must be 'update' or 'tensor'")
     masks = {name: mask.view(weights[name].shape) for name, mask in flat.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from torch import nn
 
 import fedcodec as fc
 
+from .cells import Planned
 from .data import Dataset, hold_out
 from .federation import prepare
 from .models import FlatModel, Update, build_paper_model
@@ -303,13 +304,12 @@ EXPERIMENTS = (
 QUICK_EXPERIMENT = Experiment("simple-cnn", "digits", 0.85)
 # What can be had of ResNet-12 on processors in minutes.
 SMALL_ROUNDS, SMALL_TEST_IMAGES = 1, 1000
-Cell = Callable[[Callable[[], None]], Any]
 
 
 def study_cells(
     settings: Settings, seeds: Sequence[int], quick: bool = False
-) -> dict[str, tuple[Cell, int]]:
-    """Return the cells of the study by name, each with its number of steps.
+) -> dict[str, Planned]:
+    """Return the cells of the study by name.
 
     On a GPU it is all of paper 001's table 1 in both columns. On processors ResNet-12 is trained on CIFAR-10 for one
     round only, unpruned and with 80 % of the weights pruned one by one, and looked at with 1,000 test images. The sizes
@@ -317,13 +317,16 @@ def study_cells(
 
     A quick study is of SimpleCNN on scikit-learn's digits, at 0, 50 and 80 %.
     """
-    whole = settings.device != "cpu"
+    whole = not settings.device.startswith("cpu")
+    about = asdict(settings)
+    about.pop("data_dir")  # not the device: a cell of processors is shorter
     experiments = (QUICK_EXPERIMENT,) if quick else EXPERIMENTS
     amounts = (0.0, 0.5, 0.8) if quick else AMOUNTS
-    cells: dict[str, tuple[Cell, int]] = {}
+    cells: dict[str, Planned] = {}
     for experiment in experiments:
         place = experiment.model, experiment.dataset
-        cells[f"sizes-{experiment.slug}"] = partial(_sizes_cell, settings, *place, seeds[0]), 1
+        sizes = partial(_sizes_cell, settings, *place, seeds[0])
+        cells[f"sizes-{experiment.slug}-{seeds[0]}"] = Planned(sizes, 1, experiment.dataset, about)
         for kind, amount, column, seed in product(SELECTS, amounts, COLUMNS, seeds):
             run, images = settings, None
             if experiment.model == "resnet12" and not whole:
@@ -337,7 +340,7 @@ def study_cells(
                 images = SMALL_TEST_IMAGES
             name = f"{experiment.slug}-{kind}-{round(100 * amount)}-{column}-{seed}"
             cell = partial(_accuracy_cell, run, *place, kind, amount, column, seed, images)
-            cells[name] = cell, run.rounds
+            cells[name] = Planned(cell, run.rounds, experiment.dataset, about)
     return cells
 
 

@@ -79,7 +79,7 @@ PUBLISHED: dict[tuple[str, str, Kind], Published] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Payloads of a cell, in bytes, and the paper's in MB; `ideal_bytes` says what the ideals are."""
+    """Payloads of a cell and the paper's, in bytes; `ideal_bytes` says what the ideals are."""
 
     model: str
     dataset: str
@@ -91,7 +91,7 @@ class Size:
     int8_weights_bytes: int
     int8_delta_bytes: int
     int8_ideal_bytes: float
-    paper_megabytes: float | None
+    paper_bytes: float | None
 
     @property
     def over_ideal(self) -> float:
@@ -134,7 +134,7 @@ class Accuracy:
     final_accuracy: float
     difference: float | None
     final_difference: float | None
-    megabytes_a_client: float
+    payload_bytes: float
     rounds_to_target: float | None
     bytes_to_target: float | None
     paper_accuracy: float | None
@@ -150,7 +150,9 @@ def sizes(results: Results) -> list[Size]:
     for experiment in (*EXPERIMENTS, QUICK_EXPERIMENT):
         cells = {
             (cell["kind"], cell["amount"], cell["column"]): cell
-            for cell in results.get(f"sizes-{experiment.slug}") or []
+            for name, sizes in results.items()
+            if name.startswith(f"sizes-{experiment.slug}-")
+            for cell in sizes
         }
         for kind in SELECTS:
             published = PUBLISHED.get((experiment.model, experiment.dataset, kind))
@@ -170,7 +172,7 @@ def sizes(results: Results) -> list[Size]:
                         weights["int8_payload_bytes"],
                         delta["int8_payload_bytes"],
                         weights["int8_ideal_bytes"],
-                        published.megabytes[number] if published else None,
+                        published.megabytes[number] * MB if published else None,
                     )
                 )
     return found
@@ -225,10 +227,9 @@ def _accuracy(
         final_accuracy=fmean(cell["accuracy"][-1] for cell in cells),
         difference=_mean([cell["best_accuracy"] - of["best_accuracy"] for cell, of in paired]),
         final_difference=_mean([cell["accuracy"][-1] - of["accuracy"][-1] for cell, of in paired]),
-        megabytes_a_client=fmean(
+        payload_bytes=fmean(
             size for cell in cells for both in cell["payload_bytes"] for size in both
-        )
-        / MB,
+        ),
         rounds_to_target=rounds,
         bytes_to_target=sent,
         paper_accuracy=published.accuracy[number] if published else None,
@@ -289,7 +290,7 @@ def size_tables(found: Sequence[Size], names: Names = DATA_NAMES) -> list[Table]
                             f"{size.amount:.0%}",
                             f"{size.weights_bytes / MB:,.3f}",
                             f"{size.delta_bytes / MB:,.3f}",
-                            "" if size.paper_megabytes is None else f"{size.paper_megabytes:,.2f}",
+                            "" if size.paper_bytes is None else f"{size.paper_bytes / MB:,.2f}",
                             f"{size.over_ideal:.4f}",
                             f"{size.int8_weights_bytes / MB:,.3f}",
                             f"{size.int8_delta_bytes / MB:,.3f}",
@@ -333,6 +334,10 @@ def accuracy_tables(found: Sequence[Accuracy], names: Names = DATA_NAMES) -> lis
                 )
             ]
         headings += [("paper", "best accuracy, %"), ("paper", "round")]
+        counts = sorted({cell.seeds for cell in cells.values()})
+        seeds = _count(counts[0], "seed")
+        if len(counts) > 1:  # some are not done yet
+            seeds = f"{counts[0]} to {_count(counts[-1], 'seed')} (in accuracy.csv), differences of those in common"
         rows = []
         for amount in amounts:
             of = {column: cells.get((amount, column)) for column in COLUMNS}
@@ -350,7 +355,7 @@ def accuracy_tables(found: Sequence[Accuracy], names: Names = DATA_NAMES) -> lis
                 _heading(experiment, kind, names),
                 headings,
                 rows,
-                f"{_count(first.rounds, 'round')}, {_count(first.seeds, 'seed')}, {images} test images; of the "
+                f"{_count(first.rounds, 'round')}, {seeds}, {images} test images; of the "
                 "server's model. Means, ± sample standard deviation. Bytes are of both clients together; '-' "
                 "where a seed does not get there.",
             )
@@ -489,6 +494,12 @@ def write_report(
         "counted as it was sent.",
         *([note] if note else []),
     ]
+    if not any(size.paper_bytes for size in payloads) and not any(
+        row.paper_accuracy for row in trained
+    ):
+        introduction.append(
+            "The paper's figures are of MNIST and CIFAR-10, to whose networks the words about sizes below refer."
+        )
 
     def write(draft: Path) -> None:
         write_page(
@@ -502,6 +513,6 @@ def write_report(
             write_csv(draft / "sizes.csv", [asdict(size) for size in payloads])
         if trained:
             write_csv(draft / "accuracy.csv", [asdict(row) for row in trained])
-        write_json(draft / "report.json", {"settings": about, **provenance(), "cells": results})
+        write_json(draft / "pruning.json", {"settings": about, **provenance(), "cells": results})
 
     return write_files(folder, write)
