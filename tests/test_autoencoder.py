@@ -589,6 +589,28 @@ def test_principal_components_are_those_of_the_singular_value_decomposition(late
     assert sum(errors[:40]) <= sum(errors[40:]) * 1.0001
 
 
+def test_models_that_both_ends_hold_make_a_decoder_that_needs_not_travel():
+    models = snapshots()[::10]
+    client = fc.AutoEncoder.of(fc.Funnel.spanning(models))
+    server = fc.Shared()
+    own = server.add_decoder(fc.AutoEncoder.of(fc.Funnel.spanning(models.copy())).decoder_payload)
+    assert own.hex() == client.digest
+    assert client.outputs == len(models) - 1
+    inside = models[-1] + 0.5 * (models[0] - models[-1]) - 0.25 * (models[1] - models[-1])
+    decoded = fc.decode(client.encode(inside), shared=server)
+    np.testing.assert_allclose(decoded, inside, atol=1e-4)
+    # Of what lies outside, the nearest point.
+    outside = inside + np.random.default_rng(3).standard_normal(VALUES).astype(np.float32)
+    decoded = fc.decode(client.encode(outside), shared=server)
+    differences = (models[:-1] - models[-1]).astype(np.float64)
+    missed = differences @ (outside - decoded).astype(np.float64)
+    assert np.abs(missed).max() < 1e-3 * np.linalg.norm(differences)
+    again = fc.AutoEncoder.of(fc.Funnel.spanning(np.repeat(models[:1], 3, axis=0)))
+    assert np.array_equal(again.inverse(again.forward(outside)), models[0])
+    with pytest.raises(ValueError, match="there is one, it takes two"):
+        fc.Funnel.spanning(models[:1])
+
+
 def test_principal_components_of_what_never_changes():
     codec = fc.AutoEncoder.of(fc.Funnel.principal(np.full((3, VALUES), 7, np.float32), 2))
     assert np.array_equal(

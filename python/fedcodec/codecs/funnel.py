@@ -244,6 +244,61 @@ class Funnel:
         made._fitted = True
         return made
 
+    @classmethod
+    def spanning(cls, models: npt.NDArray[np.float32]) -> Funnel:
+        """Make an autoencoder whose decoder needs not be sent: of models that both ends hold, such as past averages.
+
+        It returns the last model plus multiples of how the others differ from it. The differences are the same on every
+        machine, so a receiver with equal models makes the decoder of the same digest by itself. The encoder is that of
+        least squares.
+
+        Parameters
+        ----------
+        models : array of float32, shape (models, values)
+            Two at least, as `flatten` sees them. There is a latent for each but the last one.
+
+        Raises
+        ------
+        ValueError
+            If there is one only, and as for `fit`.
+
+        Examples
+        --------
+        >>> import numpy as np, fedcodec as fc
+        >>> models = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
+        >>> client = fc.AutoEncoder.of(fc.Funnel.spanning(models))
+        >>> server = fc.Shared()
+        >>> server.add_decoder(fc.AutoEncoder.of(fc.Funnel.spanning(models)).decoder_payload).hex() == client.digest
+        True
+        >>> between = models[2] + 0.25 * (models[0] - models[2])
+        >>> decoded = fc.decode(client.encode(between), shared=server)
+        >>> bool(np.allclose(decoded, between, atol=1e-5))
+        True
+        """
+        import torch
+
+        _require_snapshots("models", models)
+        if len(models) < 2:
+            raise ValueError("models: there is one, it takes two")
+        last = models[-1]
+        differences = models[:-1] - last
+        wide = differences.astype(np.float64)
+        products = wide @ wide.T
+        lengths = np.sqrt(np.diag(products))
+        lengths[lengths == 0] = 1
+        scales = np.outer(lengths, lengths)
+        # What depends on the others but for their rounding to float32 must not be inverted.
+        precision = float(np.finfo(np.float32).eps)
+        inverse = np.linalg.pinv(products / scales, precision, hermitian=True) / scales @ wide
+        made = cls(models.shape[1], len(differences), activation="identity")
+        weight, middle = torch.from_numpy(inverse.astype(np.float32)), torch.from_numpy(last.copy())
+        made._layers = [
+            (weight, -(weight @ middle)),
+            (torch.from_numpy(np.ascontiguousarray(differences.T)), middle),
+        ]
+        made._fitted = True
+        return made
+
     @property
     def parameters(self) -> int:
         """Number of weights and biases of both halves."""

@@ -305,6 +305,7 @@ def _grey(data: Dataset) -> Dataset:
 # The others, which send what changed, with error feedback.
 CODECS = ("raw", "kbit(4)", "topk(0.05) | ternary", "topk(0.01) | int8", "topk(0.002) | int8")
 REPAIR = "topk(0.01) | int8"  # of what an autoencoder missed
+PAST = 8  # averages, the zeros before the first among them, whose differences are a decoder
 
 
 @dataclass
@@ -346,7 +347,8 @@ def compare(
 
     Autoencoders and principal components send weights, as in the paper: by decoders of each collaborator's own or by
     the first one's for both, whose other half then has to travel too; the decoders as float32 or int8. `CODECS` send
-    what changed. The broadcast average is not compressed and not counted.
+    what changed. Where `REPAIR` follows, what is still missing is added to the next weights. One decoder costs nothing:
+    that of past averages, which all hold. The broadcast average is not compressed and not counted.
 
     Parameters
     ----------
@@ -387,23 +389,27 @@ def compare(
 
         found[text] = _spend(task, start, seed, 0, delta, on_step)
     fitted = [_fit(task, start, client, seed, on_step) for client in range(COLLABORATORS)]
-    for name, codecs, before in _ways(fitted):
-        shared = fc.Shared()
-        for codec in codecs:
-            codec.add_shared(shared)
+    for way in _ways(fitted, start.weights):
+        missing = [{name: 0 * array for name, array in start.weights.items()} for _ in start.parts]
 
         def weights(
             client: int,
             update: Update,
             base: Update,
             number: int,
-            codecs: Sequence[fc.Codec] = codecs,
-            shared: fc.Shared = shared,
+            way: _Way = way,
+            missing: list[Update] = missing,
         ) -> tuple[int, Update]:
-            payload = codecs[client].encode(update, framing="reference")
-            return len(payload), fc.decode(payload, like=update, shared=shared)
+            codec, shared = way.codec(client, base, number), fc.Shared()
+            codec.add_shared(shared)
+            wanted = {name: array + missing[client][name] for name, array in update.items()}
+            payload = codec.encode(wanted, framing="reference")
+            decoded = fc.decode(payload, like=update, shared=shared)
+            if way.repaired:
+                missing[client] = {name: wanted[name] - decoded[name] for name in wanted}
+            return len(payload), decoded
 
-        found[name] = _spend(task, start, seed, before, weights, on_step)
+        found[way.name] = _spend(task, start, seed, way.before_bytes, weights, on_step)
     return {name: asdict(spent) for name, spent in found.items()}
 
 
@@ -412,25 +418,52 @@ def compare_steps(task: Task) -> int:
     return (len(CODECS) + _WAYS) * task.rounds + COLLABORATORS * (_FIT_STEPS + task.epochs)
 
 
-_WAYS = 9
+_WAYS = 10
 
 
-def _ways(fitted: Sequence[_Fitted]) -> Iterator[tuple[str, list[fc.Codec], int]]:
-    """Give each way through an autoencoder: its name, the collaborators' codecs, and what travels before."""
+class _Way(NamedTuple):
+    """A way to send weights through an autoencoder."""
+
+    name: str
+    before_bytes: int
+    repaired: bool  # what it misses follows, and what is still missing is added to the next weights
+    codec: Callable[
+        [int, Update, int], fc.Codec
+    ]  # of a collaborator, the average that it began with, and the round
+
+
+def _ways(fitted: Sequence[_Fitted], first: Update) -> Iterator[_Way]:
+    repair = fc.parse(REPAIR)
     for kind in ("autoencoder", "principal components"):
         funnels = [of.funnel if kind == "autoencoder" else of.principal for of in fitted]
         for sent in (fc.Raw(), fc.Int8()):
             codecs = [fc.AutoEncoder.of(funnel, decoder=sent) for funnel in funnels]
             form = "float32" if isinstance(sent, fc.Raw) else "int8"
-            decoders = [len(codec.decoder_payload) for codec in codecs]
-            yield f"{kind}, {form} decoder each", list[fc.Codec](codecs), sum(decoders)
-            both = decoders[0] + len(sent.encode(_arrays(funnels[0])))
-            yield f"{kind}, one {form} decoder", [codecs[0]] * len(codecs), both
+            each = sum(len(codec.decoder_payload) for codec in codecs)
+            both = len(codecs[0].decoder_payload) + len(sent.encode(_arrays(funnels[0])))
+            yield _Way(
+                f"{kind}, {form} decoder each",
+                each,
+                False,
+                lambda client, *_, of=codecs: of[client],
+            )
+            yield _Way(f"{kind}, one {form} decoder", both, False, lambda *_, of=codecs: of[0])
             if kind == "autoencoder" and form == "int8":
-                repaired: list[fc.Codec] = [
-                    fc.Residual(codec | fc.Int8(), fc.parse(REPAIR)) for codec in codecs
-                ]
-                yield f"{kind}, int8 decoder each, then {REPAIR}", repaired, sum(decoders)
+                yield _Way(
+                    f"{kind}, int8 decoder each, then {REPAIR}",
+                    each,
+                    True,
+                    lambda client, *_, of=codecs: fc.Residual(of[client] | fc.Int8(), repair),
+                )
+    held = [0 * fc.flatten(first)]
+
+    def spanned(client: int, base: Update, number: int) -> fc.Codec:
+        if len(held) == number + 1:  # the first to send in this round
+            held.append(fc.flatten(base))
+        models = np.array(held[-1 - PAST :])
+        return fc.Residual(fc.AutoEncoder.of(fc.Funnel.spanning(models)), repair)
+
+    yield _Way(f"past averages as decoder, then {REPAIR}", 0, True, spanned)
 
 
 def _arrays(funnel: fc.Funnel) -> list[NDArray[np.float32]]:
