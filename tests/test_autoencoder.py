@@ -129,6 +129,8 @@ def test_the_papers_cifar_autoencoder():
     update = {"weight": np.linspace(-1, 1, 550_570, dtype=np.float32)}
     payload = codec.encode(update, framing="reference")
     assert 550_570 * 4 / len(payload) >= 1650
+    rounds = fc.break_even(4 * 550_570, len(payload), cost=len(codec.decoder_payload))
+    assert rounds == pytest.approx(320.7, rel=0.01)
     shared = fc.Shared()
     shared.add_decoder(codec.decoder_payload)
     assert fc.decode(payload, like=update, shared=shared)["weight"].shape == (550_570,)
