@@ -105,11 +105,11 @@ def test_latents_and_values_are_those_of_the_papers_equations(name):
     rows = np.pad(update, (0, -VALUES % chunk)).reshape(-1, chunk).astype(np.float64)
     latents = in_float64(encoder, rows, made.activation, last=True)
     values = in_float64(decoder, latents, made.activation, last=False).ravel()[:VALUES]
-    np.testing.assert_allclose(codec.forward(update), latents.ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(codec.forward(update), latents.ravel(), rtol=1e-5, atol=2e-6)
     shared = fc.Shared()
     codec.add_shared(shared)
     decoded = fc.decode(codec.encode(update), shared=shared)
-    np.testing.assert_allclose(decoded, values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(decoded, values, rtol=1e-5, atol=2e-6)
 
 
 def test_a_payload_is_the_latents_and_35_bytes():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import fedcodec as fc
 from fedcodec.sim.autoencoder import (
     CODECS,
     TASKS,
@@ -94,6 +95,14 @@ def test_collaborators_of_colour_and_grey_see_images_of_their_own():
     assert first[:3] == second[:3]  # nothing was sent yet
     assert first[3:] != second[3:]
     assert found["payload_bytes"] == {"autoencoder": 6 * 4 + 35, "raw": 4 * 1510 + 17}
+
+
+def test_decoders_need_more_room_than_a_store_has_by_default(monkeypatch):
+    monkeypatch.setattr(fc.Shared.__init__, "__defaults__", (50_000,))  # one of 42 kB
+    found = follow(replace(TASK, rounds=1), seed=0)
+    assert len(found["epochs"]["principal components"]["accuracy"]) == TASK.epochs
+    found = federate_colours(replace(TASK, colour_rounds=1, local_epochs=1), seed=0)
+    assert len(found["autoencoder"]) == 2
 
 
 def test_grey_images_have_equal_channels():

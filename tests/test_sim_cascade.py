@@ -137,6 +137,15 @@ def test_a_report_has_the_runs_figures_beside_the_papers(tmp_path):
     assert report["runs"]["prune"][1]["accuracy"][1] == runs["prune"][1].accuracy[1]
 
 
+def test_another_link_trains_nothing_again():
+    plans = [
+        cascade.study_cells(cascade.CascadeSettings(link=link), [0]) for link in ("lte", "wifi")
+    ]
+    assert {name: cell.about for name, cell in plans[0].items()} == {
+        name: cell.about for name, cell in plans[1].items()
+    }
+
+
 def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
     arguments = [
         "study",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -266,9 +267,7 @@ def federate_colours(
     curves: dict[str, list[dict[str, list[float]]]] = {}
     sizes = {}
     for way, codecs in ways.items():
-        shared, weights = fc.Shared(), start.weights
-        for codec in codecs:
-            codec.add_shared(shared)
+        shared, weights = _holding(codecs), start.weights
         found = [Curve() for _ in starts]
         for number in range(1, task.colour_rounds + 1):
             server = fc.Aggregator(like=weights, shared=shared)
@@ -400,11 +399,10 @@ def compare(
             way: _Way = way,
             missing: list[Update] = missing,
         ) -> tuple[int, Update]:
-            codec, shared = way.codec(client, base, number), fc.Shared()
-            codec.add_shared(shared)
+            codec = way.codec(client, base, number)
             wanted = {name: array + missing[client][name] for name, array in update.items()}
             payload = codec.encode(wanted, framing="reference")
-            decoded = fc.decode(payload, like=update, shared=shared)
+            decoded = fc.decode(payload, like=update, shared=_holding([codec]))
             if way.repaired:
                 missing[client] = {name: wanted[name] - decoded[name] for name in wanted}
             return len(payload), decoded
@@ -591,9 +589,7 @@ def _curves(
     codecs: Mapping[str, fc.AutoEncoder], start: _Start, points: Sequence[Update]
 ) -> dict[str, dict[str, list[float]]]:
     curves = {"original": Curve(), **{name: Curve() for name in codecs}}
-    shared = fc.Shared()
-    for codec in codecs.values():
-        codec.add_shared(shared)
+    shared = _holding(codecs.values())
     for weights in points:
         curves["original"].add(start.network, weights, start.data)
         for name, codec in codecs.items():
@@ -641,10 +637,17 @@ def _epoch(task: Task, start: _Start, weights: Update, client: int, seed: Sequen
     return start.network.named(start.network.weights)
 
 
+def _holding(codecs: Iterable[fc.Codec]) -> fc.Shared:
+    """Return a store of all decoders: two of paper 004's larger ones are more than the default has room for."""
+    shared = fc.Shared(max_bytes=sys.maxsize)
+    for codec in codecs:
+        codec.add_shared(shared)
+    return shared
+
+
 def _timed(codec: fc.AutoEncoder, update: Update) -> tuple[float, float]:
     """Return the medians of the seconds that encoding and decoding take."""
-    shared = fc.Shared()
-    codec.add_shared(shared)
+    shared = _holding([codec])
     taken: list[tuple[float, float]] = []
     for _ in range(5):
         start = perf_counter()
