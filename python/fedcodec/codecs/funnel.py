@@ -335,7 +335,7 @@ class Funnel:
         epochs, batch_size : int
             Passes, and snapshots of a step.
         learning_rate : float
-            Of a layer with one input; each has it divided by the number of its inputs.
+            Of weights of a layer with one input; each has it divided by the number of its inputs, biases by 10.
         patience : int, optional
             Stop once the validation's error has not fallen for so many epochs; there must be a validation then.
         device : str, optional
