@@ -8,8 +8,9 @@ import torch
 
 import fedcodec as fc
 from fedcodec.sim.autoencoder import (
-    CODECS,
+    PAST,
     TASKS,
+    WAYS,
     Task,
     _grey,
     colour_steps,
@@ -19,6 +20,8 @@ from fedcodec.sim.autoencoder import (
     follow,
     follow_steps,
     prepass,
+    send,
+    study_cells,
 )
 from fedcodec.sim.data import load_dataset
 from fedcodec.sim.models import FlatModel, build_paper_model
@@ -114,27 +117,55 @@ def test_grey_images_have_equal_channels():
     assert grey.test_images.shape == (2, 3, 4, 4)
 
 
-def test_every_way_to_send_is_counted_from_its_first_byte():
+def test_autoencoders_are_counted_from_their_first_byte():
     counted = []
-    task = replace(TASK, rounds=3)
+    task = replace(TASK, compared_rounds=3)
     found = compare(task, seed=1, on_step=lambda: counted.append(1))
     assert len(counted) == compare_steps(task)
-    assert set(CODECS) < set(found)
     layer = 4 * (6 * 1510)
     for way, spent in found.items():
         assert len(spent["accuracy"]) == len(spent["payload_bytes"]) == 3
-        decoder = way.partition(" decoder")[0].rpartition(" ")[2]
-        if way in CODECS or way.startswith("past averages"):
-            assert spent["before_bytes"] == 0
-        elif decoder == "float32":  # two halves of an autoencoder, or two decoders
+        if " float32 decoder" in way:  # two halves of an autoencoder, or two decoders
             assert 2 * layer < spent["before_bytes"] < 2 * layer + 8 * 1510 + 1000
         else:
             assert 0.25 * 2 * layer < spent["before_bytes"] < 0.27 * 2 * layer + 8 * 1510
-    assert found["raw"]["payload_bytes"] == [2 * (4 * 1510 + 17)] * 3
     latents = found["autoencoder, float32 decoder each"]["payload_bytes"]
     assert latents == [2 * (6 * 4 + 35)] * 3
     repaired = found["autoencoder, int8 decoder each, then topk(0.01) | int8"]
     assert min(repaired["payload_bytes"]) > latents[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_send_nothing_before_the_first_round(way):
+    counted = []
+    task = replace(TASK, compared_rounds=3)
+    found = send(task, way, seed=1, on_step=lambda: counted.append(1))
+    assert (found["way"], found["before_bytes"]) == (way, 0)
+    assert len(found["accuracy"]) == len(found["payload_bytes"]) == len(counted) == 3
+    raw = 2 * (4 * 1510 + 17)
+    assert found["payload_bytes"] == [raw] * 3 or max(found["payload_bytes"]) < raw / 7
+
+
+def test_past_averages_tell_a_part_of_the_next_update():
+    task = replace(TASK, compared_rounds=8)
+    repair = "topk(0.01) | int8"
+    with_past, alone = (send(task, way, seed=1) for way in (PAST + repair, repair))
+    assert with_past["accuracy"][-1] > alone["accuracy"][-1] + 0.05
+    # A latent for each average held, at most eight of four bytes, beside what stands before them.
+    more = np.subtract(with_past["payload_bytes"], alone["payload_bytes"]) / 2
+    assert more.max() < 8 * 4 + 40
+
+
+def test_a_cell_depends_on_no_more_than_its_own_settings():
+    def about(task):
+        return {name: cell.about for name, cell in study_cells({"a": task}, 0, None, "cpu").items()}
+
+    task = replace(TASK, colour_rounds=2)
+    before, after = about(task), about(replace(task, rounds=9, ways=WAYS[:1]))
+    assert len(before) == len(WAYS) + 3
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"a-follow"}
+    assert "a-send-past-averages-then-topk-0.01-int8" in before
 
 
 def test_equal_seeds_give_equal_results(found):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fedcodec import cli
 from fedcodec.sim import autoencoder
 from fedcodec.sim.autoencoder import TASKS
-from fedcodec.sim.autoencoder_report import costs, kept, verdicts, write_report
+from fedcodec.sim.autoencoder_report import compared, costs, kept, verdicts, within, write_report
 
 METHODS = ("autoencoder", "autoencoder, int8 decoder", "principal components")
 
@@ -64,27 +64,46 @@ COLOURED = {
     "raw": [curve(0.1, 0.2, 0.3, 0.4), curve(0.1, 0.2, 0.25, 0.3)],
     "payload_bytes": {"autoencoder": 1315, "raw": 2_202_305},
 }
-COMPARED = {
+SENT = {
     "raw": {"before_bytes": 0, "payload_bytes": [100, 100], "accuracy": [0.5, 1.0]},
-    "autoencoder": {"before_bytes": 1234, "payload_bytes": [2, 3], "accuracy": [0.99, 0.2]},
-    "topk": {"before_bytes": 0, "payload_bytes": [5, 5], "accuracy": [0.6, 0.989]},
+    "topk": {"before_bytes": 0, "payload_bytes": [5, 5], "accuracy": [0.989, 0.6]},
 }
+COMPARED = {"autoencoder": {"before_bytes": 1234, "payload_bytes": [2, 3], "accuracy": [0.99, 0.2]}}
+CELLS = {f"cifar10-send-{way}": {"way": way, **spent} for way, spent in SENT.items()}
 
 
 def test_all_bytes_count_until_the_target_is_reached():
-    rows = {row.way: row for row in verdicts({"cifar10": COMPARED})}
+    rows = {row.way: row for row in verdicts({"cifar10": SENT | COMPARED})}
     assert {way: row.bytes_to_target for way, row in rows.items()} == {
         "raw": 200,
         "autoencoder": 1236,
         "topk": None,
     }
     assert rows["autoencoder"].round_bytes == 2.5
-    assert rows["topk"].best_accuracy == 0.989
+    assert rows["autoencoder"].total_bytes == 1239
+    assert rows["topk"].total_updates == 10 / 50
+    assert (rows["topk"].best_accuracy, rows["topk"].last_accuracy) == (0.989, 0.6)
+
+
+def test_accuracies_are_compared_at_equal_total_bytes():
+    found = {(row.way, row.updates): row for row in within({"cifar10": SENT | COMPARED})}
+    assert found["raw", 2].budget_bytes == 100
+    assert [found["raw", updates].accuracy for updates in (0.8, 2, 8)] == [None, 0.5, 1.0]
+    assert [found["topk", updates].accuracy for updates in (0.1, 0.3)] == [0.989, 0.989]
+    assert [found["autoencoder", updates].accuracy for updates in (20, 80)] == [None, 0.99]
+
+
+def test_ways_of_all_cells_stand_together_and_need_those_without_compression():
+    found = compared(TASKS, CELLS | {"cifar10-compare": COMPARED})
+    assert found == {"cifar10": SENT | COMPARED}
+    only = compared(TASKS, {"cifar10-compare": COMPARED})
+    assert (verdicts(only), within(only)) == ([], [])
 
 
 def test_a_page_has_ours_and_the_papers(tmp_path):
     results = {
         "cifar10-follow": RESULT,
+        **CELLS,
         "cifar10-compare": COMPARED,
         "cifar10-colours": COLOURED,
     }
@@ -97,6 +116,7 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         "costs.csv",
         "kept.csv",
         "verdicts.csv",
+        "within.csv",
     ]
     page = (tmp_path / "autoencoder.html").read_text()
     for text in (
@@ -109,6 +129,8 @@ def test_a_page_has_ours_and_the_papers(tmp_path):
         "1,236",
         "never",
         "2,202,305",
+        "0.8 updates (0.0 kB)",
+        "-40.00",
     ):
         assert text in page, text
     assert json.loads((tmp_path / "autoencoder.json").read_text())["cells"] == results

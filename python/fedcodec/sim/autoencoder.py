@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,19 @@ from .models import FlatModel, Update, build_paper_model
 
 COLLABORATORS = 2
 TARGET = 0.99  # of the best accuracy without compression
+PAST = (
+    "past averages, then "  # begins a way to send: what follows codes what a decoder of them missed
+)
+# Ways to send that need no pre-pass. Those of text forms send what changed, with error feedback.
+WAYS = (
+    "raw",
+    "kbit(4)",
+    "topk(0.04) | ternary",
+    "topk(0.01) | int8",
+    "topk(0.002) | int8",
+    PAST + "topk(0.01) | int8",
+    PAST + "topk(0.03) | ternary",
+)
 
 
 @dataclass(frozen=True)
@@ -43,13 +57,17 @@ class Task:
     autoencoder_epochs : int
         At most.
     rounds : int
-        Of the federation of two collaborators that follows, an epoch each.
+        Of the federation of two collaborators that follows, an epoch each, in which nothing is compressed.
     train_images : int, optional
         A random part of the training set; all of it by default.
     colour_rounds, local_epochs : int
         Of the federation of a collaborator with colour images and one with greyscale ones; 0 rounds for none.
-    compared : bool
-        Whether other ways to send are tried, which takes a federation each.
+    ways : tuple of str
+        To send that are compared, in a federation of two collaborators for each: those of `WAYS`.
+    autoencoders : bool
+        Whether they and principal components are compared too, ten federations more.
+    compared_rounds : int
+        Of these federations, an epoch each.
     """
 
     model: str
@@ -65,12 +83,16 @@ class Task:
     momentum: float = 0.9
     colour_rounds: int = 0
     local_epochs: int = 5
-    compared: bool = True
+    ways: tuple[str, ...] = WAYS
+    autoencoders: bool = True
+    compared_rounds: int = 40
 
 
 TASKS = {
-    "mnist": Task("mnist-classifier", "mnist", 32, 10, 40, 200, 30),
-    "cifar10": Task("cifar10-classifier", "cifar10", 320, 40, 10, 50, 40, colour_rounds=40),
+    "mnist": Task("mnist-classifier", "mnist", 32, 10, 40, 200, 40),
+    "cifar10": Task(
+        "cifar10-classifier", "cifar10", 320, 40, 10, 50, 40, batch_size=32, colour_rounds=40
+    ),
 }
 # What processors can do in hours: a step of the autoencoder of 353 million parameters takes one some three seconds.
 SMALL_TASKS = TASKS | {
@@ -79,14 +101,26 @@ SMALL_TASKS = TASKS | {
         train_images=10_000,
         epochs=20,
         autoencoder_epochs=20,
-        rounds=5,
+        rounds=10,
         colour_rounds=4,
         local_epochs=2,
-        compared=False,
+        ways=("raw", "topk(0.04) | ternary", "topk(0.01) | int8", PAST + "topk(0.03) | ternary"),
+        autoencoders=False,
     )
 }
 QUICK_TASKS = {
-    "digits": Task("mnist-classifier", "digits", 8, 10, 10, 50, 5, batch_size=16, colour_rounds=2)
+    "digits": Task(
+        "mnist-classifier",
+        "digits",
+        8,
+        10,
+        10,
+        50,
+        5,
+        batch_size=16,
+        colour_rounds=2,
+        compared_rounds=5,
+    )
 }
 
 
@@ -201,7 +235,7 @@ def follow(
     epochs = _curves(codecs, start, fitted.logged)
     encode, decode = _timed(codecs["autoencoder"], fitted.logged[-1])
     mine = []
-    for _, weights in _federation(task, start, seed):
+    for _, weights in _federation(task, task.rounds, start, seed):
         mine.append(weights)
         on_step()
     return {
@@ -301,10 +335,8 @@ def _grey(data: Dataset) -> Dataset:
 
 # --- what they cost -----------------------------------------------------------------------------------------------
 
-# The others, which send what changed, with error feedback.
-CODECS = ("raw", "kbit(4)", "topk(0.05) | ternary", "topk(0.01) | int8", "topk(0.002) | int8")
-REPAIR = "topk(0.01) | int8"  # of what an autoencoder missed
-PAST = 8  # averages, the zeros before the first among them, whose differences are a decoder
+REPAIR = "topk(0.01) | int8"  # of what a trained autoencoder missed
+AVERAGES = 8  # of the past, the zeros before the first among them, whose differences are a decoder
 
 
 @dataclass
@@ -334,6 +366,58 @@ class Spent:
                 return total
         return None
 
+    def best_within(self, budget: float) -> float | None:
+        """Return the best accuracy by the time that so many bytes have travelled; None if no round was over then."""
+        totals = self.before_bytes + np.cumsum(self.payload_bytes)
+        return max(np.array(self.accuracy)[totals <= budget], default=None)
+
+
+def send(
+    task: Task,
+    way: str,
+    seed: int,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Train a federation of two collaborators that send updates in a way of `WAYS`, and count every byte that goes up.
+
+    Where the way begins with past averages, they are what both ends hold: a decoder that costs nothing. The broadcast
+    average is not compressed and not counted.
+
+    Parameters
+    ----------
+    task : Task
+    way : str
+    seed, data_dir, device
+        As for `follow`.
+    on_step : callable
+        Called for each of ``task.compared_rounds``.
+
+    Returns
+    -------
+    dict
+        As JSON has it: "way", and of a `Spent`.
+
+    Raises
+    ------
+    FileNotFoundError, NonFiniteError
+        As for `follow`.
+
+    Examples
+    --------
+    >>> task = Task("mnist-classifier", "digits", 4, 1, 1, 1, 1, compared_rounds=2)
+    >>> len(send(task, "topk(0.01) | int8", seed=0)["accuracy"])
+    2
+    """
+    start = _start(task, seed, data_dir, device)
+    repair = way.removeprefix(PAST)
+    if repair == way:
+        sender = _changes(start, way, seed)
+    else:
+        sender = _weights(start, _past_averages(start.weights, fc.parse(repair)), repaired=True)
+    return {"way": way, **asdict(_spend(task, start, seed, _Way(way, 0, sender), on_step))}
+
 
 def compare(
     task: Task,
@@ -342,12 +426,11 @@ def compare(
     device: str = "cpu",
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """Train the federation of two collaborators in each way to send updates, and count every byte that goes up.
+    """Train the federation of `send` with trained autoencoders and with principal components, in several ways.
 
-    Autoencoders and principal components send weights, as in the paper: by decoders of each collaborator's own or by
-    the first one's for both, whose other half then has to travel too; the decoders as float32 or int8. `CODECS` send
-    what changed. Where `REPAIR` follows, what is still missing is added to the next weights. One decoder costs nothing:
-    that of past averages, which all hold. The broadcast average is not compressed and not counted.
+    They send weights, as in the paper: by decoders of each collaborator's own or by the first one's for both, whose
+    other half then has to travel too; the decoders as float32 or int8. Where `REPAIR` follows, what is still missing
+    is added to the next weights.
 
     Parameters
     ----------
@@ -367,70 +450,83 @@ def compare(
         As for `follow`.
     """
     start = _start(task, seed, data_dir, device)
-    found = {}
-    for text in CODECS:
-        feedbacks = [fc.ErrorFeedback(text) for _ in start.parts]
-
-        def delta(
-            client: int,
-            update: Update,
-            base: Update,
-            number: int,
-            feedbacks: list[fc.ErrorFeedback] = feedbacks,
-        ) -> tuple[int, Update]:
-            change = {name: update[name] - base[name] for name in update}
-            payload = feedbacks[client].encode(
-                change, framing="reference", seed=encode_seed(seed, number, client)
-            )
-            feedbacks[client].accept()
-            decoded = fc.decode(payload, like=update)
-            return len(payload), {name: base[name] + decoded[name] for name in update}
-
-        found[text] = _spend(task, start, seed, 0, delta, on_step)
     fitted = [_fit(task, start, client, seed, on_step) for client in range(COLLABORATORS)]
-    for way in _ways(fitted, start.weights):
-        missing = [{name: 0 * array for name, array in start.weights.items()} for _ in start.parts]
-
-        def weights(
-            client: int,
-            update: Update,
-            base: Update,
-            number: int,
-            way: _Way = way,
-            missing: list[Update] = missing,
-        ) -> tuple[int, Update]:
-            codec = way.codec(client, base, number)
-            wanted = {name: array + missing[client][name] for name, array in update.items()}
-            payload = codec.encode(wanted, framing="reference")
-            decoded = fc.decode(payload, like=update, shared=_holding([codec]))
-            if way.repaired:
-                missing[client] = {name: wanted[name] - decoded[name] for name in wanted}
-            return len(payload), decoded
-
-        found[way.name] = _spend(task, start, seed, way.before_bytes, weights, on_step)
-    return {name: asdict(spent) for name, spent in found.items()}
+    return {
+        way.name: asdict(_spend(task, start, seed, way, on_step)) for way in _ways(fitted, start)
+    }
 
 
 def compare_steps(task: Task) -> int:
     """Return how often `compare` calls back."""
-    return (len(CODECS) + _WAYS) * task.rounds + COLLABORATORS * (_FIT_STEPS + task.epochs)
+    return _FITTED_WAYS * task.compared_rounds + COLLABORATORS * (_FIT_STEPS + task.epochs)
 
 
-_WAYS = 10
+_FITTED_WAYS = 9
+
+
+# Takes a collaborator, what it has trained, the average that it began with, and the round; gives the bytes of the
+# payload and what the server makes of it.
+_Sender = Callable[[int, Update, Update, int], tuple[int, Update]]
 
 
 class _Way(NamedTuple):
-    """A way to send weights through an autoencoder."""
+    """A way to send updates."""
 
     name: str
     before_bytes: int
-    repaired: bool  # what it misses follows, and what is still missing is added to the next weights
-    codec: Callable[
-        [int, Update, int], fc.Codec
-    ]  # of a collaborator, the average that it began with, and the round
+    send: _Sender
 
 
-def _ways(fitted: Sequence[_Fitted], first: Update) -> Iterator[_Way]:
+def _changes(start: _Start, text: str, seed: int) -> _Sender:
+    """Send what changed, with error feedback."""
+    feedbacks = [fc.ErrorFeedback(text) for _ in start.parts]
+
+    def send(client: int, update: Update, base: Update, number: int) -> tuple[int, Update]:
+        change = {name: update[name] - base[name] for name in update}
+        payload = feedbacks[client].encode(
+            change, framing="reference", seed=encode_seed(seed, number, client)
+        )
+        feedbacks[client].accept()
+        decoded = fc.decode(payload, like=update)
+        return len(payload), {name: base[name] + decoded[name] for name in update}
+
+    return send
+
+
+def _weights(
+    start: _Start, codec: Callable[[int, Update, int], fc.Codec], *, repaired: bool
+) -> _Sender:
+    """Send weights by a codec of the collaborator, the average it began with and the round.
+
+    Where they are repaired, what is still missing is added to the next ones.
+    """
+    missing = [{name: 0 * array for name, array in start.weights.items()} for _ in start.parts]
+
+    def send(client: int, update: Update, base: Update, number: int) -> tuple[int, Update]:
+        of = codec(client, base, number)
+        wanted = {name: array + missing[client][name] for name, array in update.items()}
+        payload = of.encode(wanted, framing="reference")
+        decoded = fc.decode(payload, like=update, shared=_holding([of]))
+        if repaired:
+            missing[client] = {name: wanted[name] - decoded[name] for name in wanted}
+        return len(payload), decoded
+
+    return send
+
+
+def _past_averages(first: Update, repair: fc.Codec) -> Callable[[int, Update, int], fc.Codec]:
+    held = [0 * fc.flatten(first)]
+
+    def codec(client: int, base: Update, number: int) -> fc.Codec:
+        if len(held) == number + 1:  # the first to send in this round
+            held.append(fc.flatten(base))
+        models = np.array(held[-1 - AVERAGES :])
+        return fc.Residual(fc.AutoEncoder.of(fc.Funnel.spanning(models)), repair)
+
+    return codec
+
+
+def _ways(fitted: Sequence[_Fitted], start: _Start) -> Iterator[_Way]:
     repair = fc.parse(REPAIR)
     for kind in ("autoencoder", "principal components"):
         funnels = [of.funnel if kind == "autoencoder" else of.principal for of in fitted]
@@ -439,29 +535,18 @@ def _ways(fitted: Sequence[_Fitted], first: Update) -> Iterator[_Way]:
             form = "float32" if isinstance(sent, fc.Raw) else "int8"
             each = sum(len(codec.decoder_payload) for codec in codecs)
             both = len(codecs[0].decoder_payload) + len(sent.encode(_arrays(funnels[0])))
-            yield _Way(
-                f"{kind}, {form} decoder each",
-                each,
-                False,
-                lambda client, *_, of=codecs: of[client],
-            )
-            yield _Way(f"{kind}, one {form} decoder", both, False, lambda *_, of=codecs: of[0])
+            for name, before, codec in (
+                (f"{form} decoder each", each, lambda client, *_, of=codecs: of[client]),
+                (f"one {form} decoder", both, lambda *_, of=codecs: of[0]),
+            ):
+                yield _Way(f"{kind}, {name}", before, _weights(start, codec, repaired=False))
             if kind == "autoencoder" and form == "int8":
+                mended = [fc.Residual(codec | fc.Int8(), repair) for codec in codecs]
                 yield _Way(
                     f"{kind}, int8 decoder each, then {REPAIR}",
                     each,
-                    True,
-                    lambda client, *_, of=codecs: fc.Residual(of[client] | fc.Int8(), repair),
+                    _weights(start, lambda client, *_, of=mended: of[client], repaired=True),
                 )
-    held = [0 * fc.flatten(first)]
-
-    def spanned(client: int, base: Update, number: int) -> fc.Codec:
-        if len(held) == number + 1:  # the first to send in this round
-            held.append(fc.flatten(base))
-        models = np.array(held[-1 - PAST :])
-        return fc.Residual(fc.AutoEncoder.of(fc.Funnel.spanning(models)), repair)
-
-    yield _Way(f"past averages as decoder, then {REPAIR}", 0, True, spanned)
 
 
 def _arrays(funnel: fc.Funnel) -> list[NDArray[np.float32]]:
@@ -469,22 +554,15 @@ def _arrays(funnel: fc.Funnel) -> list[NDArray[np.float32]]:
     return [part.cpu().numpy() for layer in funnel.folded()[0] for part in layer]
 
 
-def _spend(
-    task: Task,
-    start: _Start,
-    seed: int,
-    before: int,
-    send: Callable[[int, Update, Update, int], tuple[int, Update]],
-    on_step: Callable[[], None],
-) -> Spent:
-    spent, sizes, curve = Spent(before), list[int](), Curve()
+def _spend(task: Task, start: _Start, seed: int, way: _Way, on_step: Callable[[], None]) -> Spent:
+    spent, sizes, curve = Spent(way.before_bytes), list[int](), Curve()
 
     def sent(client: int, update: Update, base: Update) -> Update:
-        size, received = send(client, update, base, len(spent.accuracy))
+        size, received = way.send(client, update, base, len(spent.accuracy))
         sizes.append(size)
         return received
 
-    for average, _ in _federation(task, start, seed, sent):
+    for average, _ in _federation(task, task.compared_rounds, start, seed, sent):
         curve.add(start.network, average, start.data)
         spent.accuracy.append(curve.accuracy[-1])
         spent.payload_bytes.append(sum(sizes))
@@ -496,21 +574,40 @@ def _spend(
 # --- all of the study ---------------------------------------------------------------------------------------------
 
 
+# What only the cells of one kind depend on.
+_OF_ONE_KIND = {
+    "rounds": "follow",
+    "colour_rounds": "colours",
+    "local_epochs": "colours",
+    "ways": "",  # each is a cell of its own
+    "autoencoders": "",
+    "compared_rounds": "compare",
+}
+
+
 def study_cells(
     tasks: Mapping[str, Task], seed: int, data_dir: Path | None, device: str
 ) -> dict[str, Planned]:
-    """Return `follow`, `compare` and `federate_colours` of each task, by name."""
+    """Return `follow`, `send` in each way, `compare` and `federate_colours` of each task, by name."""
     cells = {}
-    for name, task in tasks.items():
-        parts: dict[str, tuple[Callable[..., Any], int]] = {"follow": (follow, follow_steps(task))}
-        if task.compared:
-            parts["compare"] = compare, compare_steps(task)
-        if task.colour_rounds:
-            parts["colours"] = federate_colours, colour_steps(task)
+
+    def plan(cell: str, kind: str, task: Task, run: Callable[..., Any], steps: int) -> None:
         about = {"seed": seed, "device": device, **asdict(task)}
-        for part, (run, steps) in parts.items():
-            cell = partial(run, task, seed, data_dir, device)
-            cells[f"{name}-{part}"] = Planned(cell, steps, task.dataset, about)
+        for name, of in _OF_ONE_KIND.items():
+            if of != kind:
+                del about[name]
+        cells[cell] = Planned(partial(run, seed, data_dir, device), steps, task.dataset, about)
+
+    for name, task in tasks.items():
+        plan(f"{name}-follow", "follow", task, partial(follow, task), follow_steps(task))
+        for way in task.ways:
+            cell = f"{name}-send-{re.sub(r'[^a-z0-9.]+', '-', way).strip('-')}"
+            plan(cell, "compare", task, partial(send, task, way), task.compared_rounds)
+        if task.autoencoders:
+            plan(f"{name}-compare", "compare", task, partial(compare, task), compare_steps(task))
+        if task.colour_rounds:
+            run = partial(federate_colours, task)
+            plan(f"{name}-colours", "colours", task, run, colour_steps(task))
     return cells
 
 
@@ -601,17 +698,18 @@ def _curves(
 
 def _federation(
     task: Task,
+    rounds: int,
     start: _Start,
     seed: int,
     sent: Callable[[int, Update, Update], Update] = lambda client, update, base: update,
 ) -> Iterator[tuple[Update, Update]]:
-    """Average the collaborators' weights for the rounds of a task; give the average, and what the first one had.
+    """Average the collaborators' weights for some rounds; give the average, and what the first one had.
 
     ``sent`` is called with a collaborator's number, its weights and the average that it began with, and returns what
     the server gets of them.
     """
     weights = start.weights
-    for number in range(1, task.rounds + 1):
+    for number in range(1, rounds + 1):
         server = fc.Aggregator(like=weights)
         trained: list[Update] = []
         for client, part in enumerate(start.parts):

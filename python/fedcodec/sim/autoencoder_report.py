@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 
 import fedcodec as fc
 
-from .autoencoder import TARGET, Spent, Task
+from .autoencoder import COLLABORATORS, TARGET, Spent, Task
 from .drawings import curves
 from .files import write_csv, write_files, write_json
 from .page import STYLE, Figure, Section, Table, write_page
@@ -24,11 +25,12 @@ from .provenance import provenance
 # Paper 004, sections 5.1 and 5.3: parameters of the autoencoder, and how many times fewer latents there are.
 PUBLISHED = {"mnist": (1_034_182, 500), "cifar10": (352_915_690, 1720)}
 METHOD = "autoencoder"  # whose figures stand for the paper's
+LINKS = (1, 10)  # Mbit/s
+BUDGETS = (0.1, 0.3, 0.8, 2, 8, 20, 80)  # in uncompressed updates
 FIRST_EPOCHS = 3  # that differences are not looked at in: the weights move fast
 MEASURES = (("accuracy", "test accuracy, %", 100), ("loss", "test loss", 1))
-Results = Mapping[
-    str, Any
-]  # of `fedcodec.sim.autoencoder.follow` or `compare`, by the names of tasks
+# Of `fedcodec.sim.autoencoder.follow` and the like by the names of tasks; for the page, by those of cells.
+Results = Mapping[str, Any]
 Names = Mapping[str, str]  # of data sets, as a reader knows them
 DATA_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 
@@ -152,7 +154,11 @@ class Verdict:
         Before the first round.
     round_bytes : float
         The mean of the rounds, of both collaborators.
-    best_accuracy : float
+    total_bytes : int
+        Of all rounds and before them.
+    total_updates : float
+        The same in uncompressed updates of a collaborator.
+    best_accuracy, last_accuracy : float
         Of the rounds.
     bytes_to_target : int or None
         Until 99 % of the best accuracy of "raw" is reached; None if it never is.
@@ -163,29 +169,80 @@ class Verdict:
     way: str
     before_bytes: int
     round_bytes: float
+    total_bytes: int
+    total_updates: float
     best_accuracy: float
+    last_accuracy: float
     bytes_to_target: int | None
     rounds: int
 
 
+@dataclass(frozen=True)
+class Within:
+    """The best test accuracy of a way to send by the time that it has sent so much; None before its first round."""
+
+    task: str
+    way: str
+    updates: float
+    budget_bytes: int
+    accuracy: float | None
+
+
 def verdicts(results: Results) -> list[Verdict]:
-    """Return what each way to send needs."""
+    """Return what each way to send needs; of the tasks in which updates were sent uncompressed too."""
     found = []
     for task, ways in results.items():
-        target = TARGET * max(ways["raw"]["accuracy"])
+        if "raw" not in ways:
+            continue
+        target, update = TARGET * max(ways["raw"]["accuracy"]), _update_bytes(ways)
         for way, result in ways.items():
             spent = Spent(**result)
+            total = spent.before_bytes + sum(spent.payload_bytes)
             found.append(
                 Verdict(
                     task,
                     way,
                     spent.before_bytes,
                     fmean(spent.payload_bytes),
+                    total,
+                    total / update,
                     max(spent.accuracy),
+                    spent.accuracy[-1],
                     spent.bytes_to(target),
                     len(spent.accuracy),
                 )
             )
+    return found
+
+
+def within(results: Results) -> list[Within]:
+    """Return the accuracy of all ways to send at equal total bytes; of the same tasks."""
+    return [
+        Within(task, way, updates, budget, Spent(**result).best_within(budget))
+        for task, ways in results.items()
+        if "raw" in ways
+        for updates in BUDGETS
+        for budget in [round(updates * _update_bytes(ways))]
+        for way, result in ways.items()
+    ]
+
+
+def _update_bytes(ways: Mapping[str, Any]) -> float:
+    return fmean(ways["raw"]["payload_bytes"]) / COLLABORATORS
+
+
+def compared(tasks: Mapping[str, Task], results: Results) -> dict[str, dict[str, Any]]:
+    """Return a `Spent` by task and way, of the cells of both kinds."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in tasks:
+        ways = {
+            cell["way"]: {key: value for key, value in cell.items() if key != "way"}
+            for key, cell in results.items()
+            if key.startswith(f"{name}-send-")
+        }
+        ways |= results.get(f"{name}-compare", {})
+        if ways:
+            found[name] = ways
     return found
 
 
@@ -285,6 +342,7 @@ def time_table(found: list[Cost], names: Names) -> Table:
             "fitting the autoencoder, s",
             "encode, ms",
             "decode, ms",
+            *(("rounds until it pays, by time", f"{rate} Mbit/s") for rate in LINKS),
         ],
         [
             [
@@ -293,11 +351,30 @@ def time_table(found: list[Cost], names: Names) -> Table:
                 f"{cost.fit_seconds:,.1f}",
                 f"{1e3 * cost.encode_seconds:,.2f}",
                 f"{1e3 * cost.decode_seconds:,.2f}",
+                *(_rounds(fc.break_even(*times[:2], cost=times[2])) for times in _times(cost)),
             ]
             for cost in found
         ],
-        "Wall-clock seconds; on processors of one thread. Encoding and decoding: medians of five.",
+        "Wall-clock seconds; on processors of one thread. Encoding and decoding: medians of five. By time: an update's "
+        "seconds on an uplink of that rate, against the latents' with encoding and decoding; the pre-pass, the fit and "
+        "the decoder's way, in float32, come before.",
     )
+
+
+def _times(cost: Cost) -> list[tuple[float, float, float]]:
+    """Return the seconds of an update, of its latents and of all that comes before them, for each of `LINKS`."""
+    return [
+        (
+            4 * cost.values / rate,
+            cost.payload_bytes / rate + cost.encode_seconds + cost.decode_seconds,
+            cost.decoder_bytes / rate + cost.prepass_seconds + cost.fit_seconds,
+        )
+        for rate in (1e6 * megabits / 8 for megabits in LINKS)
+    ]
+
+
+def _rounds(rounds: float) -> str:
+    return "never" if rounds == math.inf else f"{rounds:,.1f}"
 
 
 def verdict_tables(found: list[Verdict], names: Names) -> list[Table]:
@@ -308,15 +385,21 @@ def verdict_tables(found: list[Verdict], names: Names) -> list[Table]:
             (row for row in found if row.task == task),
             key=lambda row: (row.bytes_to_target is None, row.bytes_to_target, -row.best_accuracy),
         )
+        (raw,) = (row for row in rows if row.way == "raw")
         tables.append(
             Table(
                 f"{_called(task, names)}: bytes to {TARGET:.0%} of the accuracy without compression",
                 [
                     "updates sent by",
-                    "bytes in all",
-                    ("of them", "before round 1"),
-                    ("of them", "a round"),
-                    "best test accuracy, %",
+                    f"bytes to {TARGET:.0%}",
+                    ("bytes", "before round 1"),
+                    ("bytes", "a round"),
+                    (f"all of {raw.rounds} rounds", "bytes"),
+                    (f"all of {raw.rounds} rounds", "in updates"),
+                    ("test accuracy, %", "best"),
+                    ("test accuracy, %", "last"),
+                    ("to raw, points", "best"),
+                    ("to raw, points", "last"),
                 ],
                 [
                     [
@@ -324,16 +407,65 @@ def verdict_tables(found: list[Verdict], names: Names) -> list[Table]:
                         "never" if row.bytes_to_target is None else f"{row.bytes_to_target:,}",
                         f"{row.before_bytes:,}",
                         f"{row.round_bytes:,.0f}",
+                        f"{row.total_bytes:,}",
+                        f"{row.total_updates:,.2f}",
                         f"{100 * row.best_accuracy:.2f}",
+                        f"{100 * row.last_accuracy:.2f}",
+                        f"{100 * (row.best_accuracy - raw.best_accuracy):+.2f}",
+                        f"{100 * (row.last_accuracy - raw.last_accuracy):+.2f}",
                     ]
                     for row in rows
                 ],
-                f"Uplink of two collaborators over {rows[0].rounds} rounds, one seed. Before the first round decoders "
-                "travel and, where there is one for both, the encoder for the second collaborator. Autoencoders and "
-                "principal components send weights, the other codecs what changed, with error feedback.",
+                "Uplink of two collaborators, one seed. Before the first round decoders travel and, where there is one "
+                "for both, the encoder for the second collaborator. Autoencoders and principal components send "
+                "weights, the other codecs what changed, with error feedback; past averages are a decoder that both "
+                "ends have. In updates: in those of one collaborator without compression.",
             )
         )
     return tables
+
+
+def within_tables(found: list[Within], names: Names) -> list[Table]:
+    """Return the accuracy at equal total bytes, a table for each task, the best by the fewest bytes first."""
+    tables = []
+    for task in dict.fromkeys(row.task for row in found):
+        rows: dict[str, dict[float, float | None]] = {}
+        budgets = {row.updates: row.budget_bytes for row in found if row.task == task}
+        for row in found:
+            if row.task == task:
+                rows.setdefault(row.way, {})[row.updates] = row.accuracy
+        tables.append(
+            Table(
+                f"{_called(task, names)}: test accuracy at equal total bytes",
+                [
+                    "updates sent by",
+                    *(
+                        ("test accuracy, %, within", f"{updates:g} updates ({_short(budget)})")
+                        for updates, budget in budgets.items()
+                    ),
+                ],
+                [
+                    [
+                        way,
+                        *(
+                            "" if accuracy is None else f"{100 * accuracy:.2f}"
+                            for accuracy in of.values()
+                        ),
+                    ]
+                    for way, of in sorted(
+                        rows.items(),
+                        key=lambda row: [-(value or 0) for value in row[1].values()],
+                    )
+                ],
+                "The best round so far when all collaborators together have sent so many bytes, decoders counted; "
+                "empty where no round was over by then. A way that needs less has no more rounds than the others.",
+            )
+        )
+    return tables
+
+
+def _short(size: float) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def verdict_figures(results: Results, names: Names) -> list[Figure]:
@@ -341,7 +473,7 @@ def verdict_figures(results: Results, names: Names) -> list[Figure]:
     drawn = []
     with rc_context(STYLE):
         for task, ways in results.items():
-            drawing = Drawing(figsize=(5.0, 5.0))
+            drawing = Drawing(figsize=(5.0, 3.0 + 0.2 * len(ways)))
             axes = drawing.add_subplot()
             for way, result in ways.items():
                 total = result["before_bytes"] + np.cumsum(result["payload_bytes"])
@@ -439,6 +571,12 @@ def savings_figures(found: list[Cost], names: Names) -> list[Figure]:
                 "float32 decoder": [_ratio(cost, cost.decoder_bytes, n, 1) for n in many],
                 "int8 decoder": [_ratio(cost, cost.int8_decoder_bytes, n, 1) for n in many],
             }
+            timed = {
+                f"{rate} Mbit/s": [
+                    fc.savings_ratio(*times[:2], rounds=n, cost=times[2]) for n in many
+                ]
+                for rate, times in zip(LINKS, _times(cost), strict=True)
+            }
             drawn += [
                 Figure(
                     f"{called}: savings ratio, one decoder for all",
@@ -450,6 +588,11 @@ def savings_figures(found: list[Cost], names: Names) -> list[Figure]:
                     f"{called}: savings ratio, a decoder for each",
                     _ratios(own, "rounds", many),
                     "Of measured bytes (paper 004, figure 11).",
+                ),
+                Figure(
+                    f"{called}: savings ratio in time, a decoder for each",
+                    _ratios(timed, "rounds", many),
+                    "Of seconds on an uplink; the pre-pass, the fit, encoding and decoding counted, on this machine.",
                 ),
             ]
     return drawn
@@ -495,15 +638,15 @@ def write_report(
         If a file cannot be written.
     """
     called = DATA_NAMES | dict(names or {})
-    followed, compared, coloured = (
+    followed, coloured = (
         {name: results[f"{name}-{kind}"] for name in tasks if f"{name}-{kind}" in results}
-        for kind in ("follow", "compare", "colours")
+        for kind in ("follow", "colours")
     )
-    spent, left, needed = costs(tasks, followed), kept(followed), verdicts(compared)
+    sent = compared(tasks, results)
+    spent, left = costs(tasks, followed), kept(followed)
+    needed, equal = verdicts(sent), within(sent)
     about = {"seed": seed, "device": device}
-    about |= {
-        name: asdict(tasks[name]) for name in tasks if name in {*followed, *compared, *coloured}
-    }
+    about |= {name: asdict(tasks[name]) for name in tasks if name in {*followed, *sent, *coloured}}
     sections = [
         Section(
             "Results",
@@ -539,7 +682,11 @@ def write_report(
         Section(
             "What reaches the accuracy with the fewest bytes",
             [],
-            [*verdict_tables(needed, called), *verdict_figures(compared, called)],
+            [
+                *verdict_tables(needed, called),
+                *within_tables(equal, called),
+                *verdict_figures(sent, called),
+            ],
         ),
         Section("What differs from the paper, and why", DIFFERENCES),
     ]
@@ -557,7 +704,12 @@ def write_report(
             [section for section in sections if section.parts or section.paragraphs],
             {"settings": about, **provenance()},
         )
-        for name, rows in (("costs", spent), ("kept", left), ("verdicts", needed)):
+        for name, rows in (
+            ("costs", spent),
+            ("kept", left),
+            ("verdicts", needed),
+            ("within", equal),
+        ):
             if rows:
                 write_csv(draft / f"{name}.csv", [asdict(row) for row in rows])
         write_json(
