@@ -743,6 +743,66 @@ def test_funnels_and_codecs_can_be_copied():
     assert again.encode(snapshots()[0]) == codec.encode(snapshots()[0])
 
 
+@pytest.mark.parametrize("name", FUNNELS)
+def test_a_funnel_goes_on_from_its_state(name, tmp_path, one_thread):
+    trained, twin = funnel(**FUNNELS[name]), fc.Funnel(VALUES, **{"latents": 3} | FUNNELS[name])
+    file = tmp_path / "funnel.npz"
+    np.savez(file, **trained.state_dict())
+    with np.load(file) as state:
+        twin.load_state_dict(state)
+    assert fc.AutoEncoder.of(twin) == fc.AutoEncoder.of(trained)
+    again = [of.fit(snapshots(), epochs=2, seed=3) for of in (trained, twin)]
+    assert again[0] == again[1]
+    update = dict(UPDATE)
+    assert fc.AutoEncoder.of(twin).encode(update) == fc.AutoEncoder.of(trained).encode(update)
+
+
+def test_a_state_is_an_update_and_has_arrays_of_its_own():
+    trained = funnel()
+    state = trained.state_dict()
+    restored = fc.decode(fc.Int8().encode(state))
+    twin = fc.Funnel(VALUES, 3)
+    twin.load_state_dict(restored)
+    first, second = (of.folded()[0][0][0] for of in (trained, twin))
+    assert 0 < (first - second).abs().max() < 0.01 * first.abs().max()
+    state["encoder.0.weight"][:] = restored["encoder.0.weight"][:] = 7
+    assert (trained.folded()[0][0][0] != 7).all()
+    assert torch.equal(twin.folded()[0][0][0], second)
+    twin.load_state_dict({key: torch.from_numpy(value) for key, value in restored.items()})
+    assert twin.state_dict()["encoder.0.weight"][0, 0] == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("version", np.array(2), "version is array"),
+        ("values", np.array(7), "values is array"),
+        ("activation", np.array(0), "activation is array"),
+        ("mean", np.array(np.nan), "mean is array.*it must be a finite float"),
+        ("deviation", np.array(0.0), "deviation is array.*above 0"),
+        ("encoder.0.weight", None, "encoder.0.weight: object"),
+        (
+            "encoder.0.bias",
+            np.zeros(4, "f4"),
+            r"encoder.0.bias.*\(4,\), expected float32 of \(3,\)",
+        ),
+        ("decoder.0.weight", np.full((VALUES, 3), np.inf, "f4"), "decoder.0.weight.*not finite"),
+        ("decoder.0.bias", "gone", "decoder.0.bias not in it"),
+    ],
+)
+def test_a_wrong_state_is_named_and_changes_nothing(key, value, message):
+    state, kept = funnel(seed=2).state_dict(), fc.Funnel(VALUES, 3)
+    before = fc.AutoEncoder.of(kept)
+    state[key] = value
+    if isinstance(value, str):
+        del state[key]
+    with pytest.raises(ValueError, match=message):
+        kept.load_state_dict(state)
+    with pytest.raises(TypeError, match="state is a list"):
+        kept.load_state_dict([])
+    assert fc.AutoEncoder.of(kept) == before
+
+
 def test_naming_one_loads_no_torch():
     source = "import sys, fedcodec as fc; fc.parse('autoencoder(\"" + 32 * "0" + "\")'); "
     source += "print('torch' in sys.modules)"

@@ -82,7 +82,7 @@ class State:
     def scalar(self, key: str) -> Any:
         """Return what is there, out of its array where a format knows only arrays."""
         value = self[key]
-        boxed = isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0
+        boxed = hasattr(value, "item") and getattr(value, "ndim", None) == 0
         return value.item() if boxed else value
 
     def count(self, key: str) -> int:

@@ -613,8 +613,8 @@ DIFFERENCES = (
     "classifier does with the decoded weights.",
     "The paper measures decoded weights at epochs that the autoencoder was fitted to. Ours has not seen them; but they "
     "lie between others that it has, so the rounds of a federation that starts anew stand beside them.",
-    "The paper names no learning rate, optimiser, batch size or activation, of classifiers or of autoencoders. It "
-    "counts latents; a payload has a header and a checksum too.",
+    "The paper names no learning rate, optimiser, batch size, activation or first weights, of classifiers or of "
+    "autoencoders. It counts latents; a payload has a header and a checksum too.",
     "Values are standardised by two numbers and biases begin at the mean snapshot: neither costs a parameter.",
 )
 
