@@ -1,0 +1,1 @@
+"""fedcodec inside the engines that people run; each module needs its engine."""
