@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -348,13 +349,19 @@ WRONG = {
     "half a layer": (lambda d: {key: d[key] for key in list(d)[:-1]}, "not a decoder"),
     "another order": (lambda d: dict(reversed(d.items())), "not a decoder"),
     "another name": (lambda d: {key.replace("bias", "b"): d[key] for key in d}, "not a decoder"),
-    "values unsigned": (lambda d: d | {"values": np.array(9, np.uint64)}, "not its numbers"),
-    "values of one dimension": (lambda d: d | {"values": np.array([9])}, "not its numbers"),
+    "values unsigned": (
+        lambda d: d | {"values": np.array(9, np.uint64)},
+        "'values' is torch.uint64",
+    ),
+    "values of one dimension": (
+        lambda d: d | {"values": np.array([9])},
+        r"of shape \(1,\), expected",
+    ),
     "no values": (lambda d: d | {"values": np.array(0)}, "5 outputs for 0 values"),
     "negative values": (lambda d: d | {"values": np.array(-9)}, "5 outputs for -9 values"),
     "fewer values than outputs": (lambda d: d | {"values": np.array(4)}, "5 outputs for 4"),
     "activation": (lambda d: d | {"activation": np.array(4, np.uint8)}, "unknown activation 4"),
-    "double": (lambda d: d | {"1.bias": np.ones(5)}, "layer 1 is none"),
+    "double": (lambda d: d | {"1.bias": np.ones(5)}, "layer 1 is none.*bias torch.float64"),
     "flat": (lambda d: d | {"0.weight": np.ones(8, np.float32)}, "layer 0 is none"),
     "no latents": (lambda d: d | {"0.weight": np.ones((4, 0), np.float32)}, "layer 0 is none"),
     "long bias": (lambda d: d | {"1.bias": np.ones(6, np.float32)}, "layer 1 is none"),
@@ -436,8 +443,22 @@ def test_a_device_that_is_not_there_is_named():
     payload = fc.Raw().encode(described())
     with pytest.raises(fc.BackendError, match="device 'abacus'"):
         fc.Shared().add_decoder(payload, device="abacus")
-    with pytest.raises(fc.BackendError, match="device 'abacus'"):
-        fc.Funnel(values=VALUES, latents=3).fit(snapshots(), device="abacus")
+    for device in ("abacus", "meta"):
+        with pytest.raises(fc.BackendError, match=f"device '{device}'"):
+            fc.Funnel(values=VALUES, latents=3).fit(snapshots(), device=device)
+    with pytest.raises(fc.BackendError, match="device 'meta'"):
+        fc.Shared().add_decoder(payload, device="meta")
+
+
+def test_values_and_latents_of_another_size_are_named():
+    codec = fc.AutoEncoder.of(funnel())
+    with pytest.raises(ValueError, match="is for 45 values"):
+        codec.forward(snapshots()[:1])
+    with pytest.raises(ValueError, match="takes 3 latents, not 2"):
+        codec.inverse(np.zeros(2, np.float32))
+    own = fc.AutoEncoder.of(fc.Funnel(4 * VALUES, 3))  # as large as a decoder of the first
+    with pytest.raises(ValueError, match="decoder is autoencoder.*pass shared="):
+        fc.AutoEncoder.of(funnel(), decoder=own)
 
 
 @settings(max_examples=200, deadline=None)
@@ -549,10 +570,13 @@ def test_a_last_step_that_diverges_is_seen():
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"learning_rate": -0.1}, r"learning_rate is -0\.1"),
         ({"patience": 3}, "patience needs a validation"),
+        ({"learning_rate": "a"}, "learning_rate is 'a'"),
+        ({"seed": None}, "seed is None"),
+        ({"on_epoch": 5}, "on_epoch is 5"),
     ],
 )
 def test_numbers_that_training_cannot_use_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fc.Funnel(values=VALUES, latents=3).fit(snapshots(), **options)
 
 
@@ -632,24 +656,34 @@ def test_wrong_snapshots_have_no_principal_components():
             fc.Funnel.principal(array, 1)
     with pytest.raises(TypeError, match="snapshots is a list"):
         fc.Funnel(values=VALUES, latents=3).fit([snapshots()[0]])
-    with pytest.raises(ValueError, match="make no funnel"):
+    with pytest.raises(ValueError, match="latents is 46, it must be from 1 to 45"):
         fc.Funnel.principal(snapshots(), VALUES + 1)
+    with pytest.raises(TypeError, match="snapshots is a MaskedArray"):
+        fc.Funnel.principal(np.ma.masked_invalid(snapshots()), 2)
+    with pytest.raises(TypeError, match=r"snapshots is a Snapshots.*such as its array\(\)"):
+        fc.Funnel.principal(fc.Snapshots("unused", VALUES), 2)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latents": 0}, "all must be from 1 to 45"),
-        ({"chunk_size": 46}, "all must be from 1 to 45"),
-        ({"chunk_size": 0}, "all must be from 1 to 45"),
-        ({"hidden": (2,)}, "make no funnel"),
-        ({"latents": 46}, "make no funnel"),
+        ({"values": 0}, "values is 0"),
+        ({"latents": 0}, "latents is 0, it must be from 1 to 45"),
+        ({"latents": 2.0}, "latents is 2.0, it must be an integer"),
+        ({"chunk_size": 46}, "chunk_size is 46, it must be from 1 to 45"),
+        ({"chunk_size": 0}, "chunk_size is 0, it must be from 1 to 45"),
+        ({"hidden": (2,)}, "latents is 3, it must be from 1 to 2"),
+        ({"hidden": (9, 8.5)}, r"hidden\[1\] is 8.5, it must be an integer"),
+        ({"hidden": 8}, "hidden is 8, it must be a sequence"),
+        ({"latents": 46}, "latents is 46, it must be from 1 to 45"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"seed": -1}, "seed is -1"),
         ({"hidden": (9,) * 16}, "17 layers, the most is 16"),
         ({"activation": "gelu"}, "must be one of identity, tanh"),
     ],
 )
 def test_a_funnel_narrows(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fc.Funnel(**({"values": VALUES, "latents": 3} | options))
 
 
@@ -715,6 +749,29 @@ def test_a_snapshot_that_was_written_in_part_is_written_over(tmp_path):
         fc.Snapshots(tmp_path / "weights", values=0)
 
 
+def test_threads_and_processes_may_add_to_one_file(tmp_path):
+    path, values, many = tmp_path / "weights", 500, 60
+    source = (
+        "import sys, numpy as np, fedcodec as fc\n"
+        f"kept = fc.Snapshots(sys.argv[1], {values})\n"
+        f"for _ in range({many}): kept.add(np.full({values}, 7, np.float32))\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", source, str(path)])
+    kept = fc.Snapshots(path, values)
+
+    def add(number):
+        for _ in range(many):
+            kept.add(np.full(values, number, np.float32))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(add, range(3)))
+    assert child.wait() == 0
+    rows = kept.array()
+    assert len(rows) == 4 * many
+    assert (rows == rows[:, :1]).all()
+    assert [int((rows[:, 0] == number).sum()) for number in (0, 1, 2, 7)] == [many] * 4
+
+
 def test_flatten_is_what_the_codec_sees():
     tied = np.ones((2, 2), np.float16)
     flat = fc.flatten([tied, np.arange(3), np.array(2.5), tied, torch.full((2,), 3.0)])
@@ -741,6 +798,63 @@ def test_funnels_and_codecs_can_be_copied():
     codec = fc.AutoEncoder.of(made)
     again = pickle.loads(pickle.dumps(codec))
     assert again.encode(snapshots()[0]) == codec.encode(snapshots()[0])
+
+
+def test_the_callers_modes_are_not_those_of_training(one_thread):
+    expected = fc.AutoEncoder.of(funnel())
+    principal, spanning = made = [
+        fc.AutoEncoder.of(fc.Funnel.principal(snapshots(), 2)),
+        fc.AutoEncoder.of(fc.Funnel.spanning(snapshots()[:3])),
+    ]
+    for mode in (
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.device("meta"),
+    ):
+        with mode:
+            assert fc.AutoEncoder.of(funnel()) == expected
+            again = fc.Funnel.principal(snapshots(), 2), fc.Funnel.spanning(snapshots()[:3])
+            for codec, other in zip(made, map(fc.AutoEncoder.of, again), strict=True):
+                assert np.array_equal(other.forward(snapshots()[0]), codec.forward(snapshots()[0]))
+    assert principal.digest != spanning.digest
+
+
+def test_the_loss_is_that_of_values_and_not_of_what_fills_chunks_up():
+    wide = np.random.default_rng(0).normal(size=(20, 51)).astype(np.float32)
+    made = fc.Funnel(51, 25, chunk_size=50, activation="identity")
+    made.fit(wide, epochs=1)
+    (epoch,) = made.fit(wide, epochs=1, learning_rate=0)
+    codec = fc.AutoEncoder.of(made)
+    missed = wide - [codec.inverse(codec.forward(row)) for row in wide]
+    assert epoch.training_loss == pytest.approx(np.square(missed).mean() / wide.var(), rel=1e-4)
+
+
+def test_training_on_never_ends_worse_than_it_began():
+    made = funnel()
+    (before,) = made.fit(snapshots(), validation=snapshots(seed=0), epochs=1, learning_rate=0)
+    found = made.fit(snapshots(), validation=snapshots(), epochs=3, learning_rate=3, patience=1)
+    assert min(epoch.validation_loss for epoch in found) > before.validation_loss
+    (after,) = made.fit(snapshots(), validation=snapshots(), epochs=1, learning_rate=0)
+    assert after.validation_loss == before.validation_loss
+
+
+def test_a_payload_may_name_only_so_many_decoders():
+    codec = fc.AutoEncoder.of(funnel(values=1, latents=1))
+    rules = fc.Raw().for_names(
+        {f"{number}": codec if number % 2 else codec | fc.Int8() for number in range(5)}
+    )
+    update = {f"{number}": np.ones(1, np.float32) for number in range(5)}
+    server = fc.Shared()
+    codec.add_shared(server)
+    payload = rules.encode(update)
+    assert set(fc.decode(payload, shared=server)) == set(update)
+    for like in (None, update):
+        with pytest.raises(fc.DecodeError, match="names decoders 5 times, the limit is 4"):
+            fc.decode(payload, like=like, shared=server, limits=fc.Limits(max_decoders=4))
+    client = fc.ErrorFeedback(rules)
+    client.encode(update)
+    client.accept()
 
 
 @pytest.mark.parametrize("name", FUNNELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 
 def savings_ratio(
@@ -40,12 +41,15 @@ def savings_ratio(
     119.1
     """
     _check(original=original, compressed=compressed, rounds=rounds, clients=clients, cost=cost)
-    sent = compressed * rounds * clients + cost
+    updates = rounds * clients
+    sent = compressed * updates + cost
     if not sent:
         raise ValueError(
             "nothing is sent: compressed, rounds and clients, or cost, must be above 0"
         )
-    return original * rounds * clients / sent
+    if math.isinf(sent):
+        raise ValueError("the numbers are too large for a float")
+    return original * updates / sent
 
 
 def break_even(original: float, compressed: float, *, cost: float, clients: int = 1) -> float:
@@ -80,5 +84,7 @@ def break_even(original: float, compressed: float, *, cost: float, clients: int 
 
 def _check(**numbers: float) -> None:
     for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} is {value!r}, it must be a number")
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} is {value}, it must be finite and not negative")

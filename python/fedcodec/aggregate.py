@@ -46,7 +46,7 @@ class Aggregator(Locked):
     dtype : {"float32", "float64"}
         Of the sums of float tensors; those of float64 tensors are float64 always.
     shared : Shared, optional
-        Masks, bases and rule tables that payloads name by digest.
+        Masks, bases, rule tables and decoders that payloads name by digest.
     device : str, optional
         Where the sums live: "cpu", the default, "cuda" or "cuda:1".
     limits : Limits, optional

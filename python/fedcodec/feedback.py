@@ -12,12 +12,14 @@ from . import arrays, dtypes, gpu, pipeline
 from .arrays import Storage
 from .codec import Codec, Framing
 from .errors import DecodeError, NonFiniteError
+from .limits import Limits
 from .shared import Shared
 from .spec import Spec, TensorSpec
 from .state import Locked, State, as_array, locked
 from .text import parse
 
 _STATE_VERSION = 1
+_OWN = Limits(max_decoders=sys.maxsize)  # nobody has to be kept from what is one's own
 
 # One array for each float tensor, None for an integer or bool tensor; where the updates are, once one was encoded.
 Floats = list[Any]
@@ -275,7 +277,12 @@ class ErrorFeedback(Locked):
             self._held = spec, shared
         backend = gpu.backend_of([array for array in floats if array is not None])
         return pipeline.prepare(
-            payload, like=spec, shared=self._held[1], trust_base=True, backend=backend
+            payload,
+            like=spec,
+            limits=_OWN,
+            shared=self._held[1],
+            trust_base=True,
+            backend=backend,
         )
 
     def _subtract_sent(self, pending: _Pending, ledger: list[tuple[float, float]]) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What `decode` allocates at most on the word of a payload; `like` and `out` replace them.
+    """What `decode` allocates and computes at most on the word of a payload.
+
+    Where the receiver says what it expects, by `like` or `out`, that stands in the place of the first two.
 
     Attributes
     ----------
@@ -16,13 +18,16 @@ class Limits:
         default.
     max_tensors : int
         Number of tensors.
+    max_decoders : int
+        How often the pipelines of a payload name a decoder of an autoencoder, each of which then computes.
     """
 
     max_bytes: int = 2 << 30
     max_tensors: int = 1 << 16
+    max_decoders: int = 1 << 8
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_tensors"):
+        for name in ("max_bytes", "max_tensors", "max_decoders"):
             value = getattr(self, name)
             if not isinstance(value, int):
                 raise TypeError(f"{name} is {value!r}, it must be an integer")

@@ -217,6 +217,12 @@ def prepare(
         frame.require_base(opened, shared)
     pipelines, assignment, start = frame.read_table(opened, len(spec.untied), shared)
     coders = [frame.resolve(pipeline.coder, shared) for pipeline in pipelines]
+    terms = [term for coder in coders for term in (coder[1:] if coder[0] == "residual" else [coder])]
+    decoders = sum(term[0] == "transform" for term in terms)
+    if decoders > limits.max_decoders:
+        raise DecodeError(
+            f"the payload names decoders {decoders} times, the limit is {limits.max_decoders}"
+        )
     segments = list(zip(_dealt(assignment, len(pipelines)), coders, strict=True))
     if like is None:
         _limit_work(spec, segments, limits)
@@ -371,9 +377,9 @@ def decode(
     device : str, optional
         Where the result lives: "cpu", "cuda" or "cuda:1". By default where `out` is, else on the CPU.
     limits : Limits, optional
-        What may be allocated on the payload's word where neither `like` nor `out` is given.
+        What may be computed on the payload's word and, where neither `like` nor `out` is given, allocated.
     shared : Shared, optional
-        Masks, bases and rule tables that the payload names by digest.
+        Masks, bases, rule tables and decoders that the payload names by digest.
 
     Returns
     -------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -58,14 +59,34 @@ def _tensor(values: Values) -> torch.Tensor:
     return torch.from_numpy(np.require(values, np.float32, ("C", "W")))
 
 
+def require_torch() -> None:
+    """Raise `BackendError` unless torch can be imported."""
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise BackendError("autoencoders need torch: pip install 'fedcodec[torch]'") from None
+
+
 def device_of(name: str) -> torch.device:
-    """Return the device of torch that a text names."""
+    """Return the device of torch that a text names, which must be one that computes."""
+    require_torch()
     import torch
 
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        found = torch.zeros(1, device=name)
+        found.cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise BackendError(f"device {name!r}: {shortened(str(error))}") from None
+    return found.device
+
+
+@contextmanager
+def in_float32(device: torch.device) -> Iterator[None]:
+    """Multiply in float32, whatever precision the caller has set for its own networks."""
+    import torch
+
+    with torch.autocast(device.type, enabled=False):
+        yield
 
 
 class Decoder:
@@ -136,7 +157,9 @@ class Decoder:
         import torch
 
         device = self._layers[0][0].device
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        if np.size(outputs) != self.outputs:
+            raise ValueError(f"the decoder takes {self.outputs} latents, not {np.size(outputs)}")
+        with torch.inference_mode(), in_float32(device):
             rows = _tensor(outputs).to(device).reshape(self._shape)
             rows = run(self._layers, rows, self._activation, last=False)
             values: Values = rows.reshape(-1)[: self.values].cpu().numpy()
@@ -194,16 +217,24 @@ def _checked(found: Any) -> tuple[Layers, str, int]:
     if count > MOST_LAYERS:
         raise DecodeError(f"a decoder of {count} layers, the most is {MOST_LAYERS}")
     values, activation = found["values"], found["activation"]
-    scalars = values.dtype == torch.int64 and activation.dtype == torch.uint8
-    if not scalars or values.ndim or activation.ndim:
-        raise DecodeError("not a decoder: 'values' and 'activation' are not its numbers")
+    for name, scalar, dtype in (
+        ("values", values, torch.int64),
+        ("activation", activation, torch.uint8),
+    ):
+        if scalar.dtype != dtype or scalar.ndim:
+            raise DecodeError(
+                f"not a decoder: {name!r} is {_form(scalar)}, expected {dtype} of shape ()"
+            )
     if int(activation) >= len(ACTIVATIONS):
         raise DecodeError(f"a decoder with the unknown activation {int(activation)}")
     layers = [(found[f"{number}.weight"], found[f"{number}.bias"]) for number in range(count)]
     for number, (weight, bias) in enumerate(layers):
         floats = weight.dtype == bias.dtype == torch.float32
         if not floats or weight.ndim != 2 or bias.shape != weight.shape[:1] or not weight.numel():
-            raise DecodeError(f"a decoder whose layer {number} is none")
+            raise DecodeError(
+                f"a decoder whose layer {number} is none: weight {_form(weight)}, bias "
+                f"{_form(bias)}, expected float32 of shapes (outputs, inputs) and (outputs,)"
+            )
         if len(weight) < weight.shape[1]:  # or few outputs could make work of any size
             raise DecodeError(f"a decoder whose layer {number} narrows")
     for (before, _), (after, _) in pairwise(layers):
@@ -212,6 +243,10 @@ def _checked(found: Any) -> tuple[Layers, str, int]:
     if len(layers[-1][0]) > int(values):
         raise DecodeError(f"a decoder of {len(layers[-1][0])} outputs for {int(values)} values")
     return layers, ACTIVATIONS[int(activation)], int(values)
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 @dataclass(frozen=True)
@@ -290,6 +325,13 @@ class AutoEncoder(Transform):
         decoder : Codec, optional
             What the decoder's weights are coded by on their way to the receiver, such as ``Int8()``; lossless by
             default. The sender uses the decoder as the receiver will have it.
+
+        Raises
+        ------
+        TypeError
+            If the funnel or the codec is none.
+        ValueError
+            If the codec names what is shared, such as a mask, or loses so much that no decoder is left.
         """
         from .funnel import Funnel
 
@@ -301,7 +343,10 @@ class AutoEncoder(Transform):
         described = _described(layers, funnel.activation, funnel.values)
         payload = (Raw() if decoder is None else decoder).encode(described)
         own = Limits(max_bytes=sys.maxsize)
-        restored = Decoder.read(payload, device=str(encoder[0][0].device), limits=own)
+        try:
+            restored = Decoder.read(payload, device=str(encoder[0][0].device), limits=own)
+        except DecodeError as error:
+            raise ValueError(f"decoder is {decoder}: {error}") from None
         networks = _Networks(encoder, funnel.activation, funnel.chunk_size, restored, payload)
         return cls(restored.digest.hex(), networks)
 
@@ -320,13 +365,13 @@ class AutoEncoder(Transform):
         import torch
 
         networks = self._held()
-        if len(values) != networks.decoder.values:
+        if np.shape(values) != (networks.decoder.values,):
             raise ValueError(
                 f"the autoencoder is for {networks.decoder.values} values, "
-                f"the float tensors have {len(values)}, tied ones counted once"
+                f"the float tensors have {np.size(values)}, tied ones counted once"
             )
         device = networks.encoder[0][0].device
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        with torch.inference_mode(), in_float32(device):
             rows = _tensor(values).to(device)
             rows = in_chunks(rows[None], networks.chunk_size)
             latents = run(networks.encoder, rows, networks.activation, last=True)

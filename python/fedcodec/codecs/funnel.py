@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,15 @@ from .. import arrays, dtypes, ops
 from ..errors import NonFiniteError
 from ..state import State, as_array
 from . import _check
-from .autoencoder import ACTIVATIONS, MOST_LAYERS, device_of, in_chunks, run
+from .autoencoder import (
+    ACTIVATIONS,
+    MOST_LAYERS,
+    device_of,
+    in_chunks,
+    in_float32,
+    require_torch,
+    run,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +79,8 @@ def flatten(update: Any) -> npt.NDArray[np.float32]:
 class Snapshots:
     """Updates on disk, as many as there is room for, to train an autoencoder on (paper 004's pre-pass round).
 
+    Threads and processes may add to one file at the same time.
+
     Parameters
     ----------
     path : str or Path
@@ -104,11 +116,17 @@ class Snapshots:
         NonFiniteError
             As for `flatten`.
         """
+        import fcntl
+
         values = flatten(update)
         if values.size != self._values:
             raise ValueError(f"the update has {values.size} values, expected {self._values}")
+        size = 4 * self._values
         with self._path.open("ab") as file:
-            file.truncate(4 * self._values * len(self))  # after one of which a part was written
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+            file.truncate(
+                os.fstat(file.fileno()).st_size // size * size
+            )  # what was written in part
             file.write(values.astype("<f4", copy=False).tobytes())
 
     def __len__(self) -> int:
@@ -126,6 +144,23 @@ class Epoch(NamedTuple):
 
     training_loss: float
     validation_loss: float | None
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _with_gradients(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a method train, whatever the caller has set for its own networks."""
+
+    @functools.wraps(method)
+    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        import torch
+
+        with torch.inference_mode(False), torch.enable_grad():
+            return method(*args, **kwargs)
+
+    return inner
 
 
 class Funnel:
@@ -172,15 +207,22 @@ class Funnel:
         activation: str = "tanh",
         seed: int = 0,
     ) -> None:
+        require_torch()
         import torch
 
+        _check.integer("values", values, 1)
         self.values = values
         self.chunk_size = values if chunk_size is None else chunk_size
+        _check.integer("chunk_size", self.chunk_size, 1, values)
+        if not isinstance(hidden, Sequence):
+            raise TypeError(f"hidden is {hidden!r}, it must be a sequence of integers")
+        most = self.chunk_size
+        named = [(f"hidden[{place}]", width) for place, width in enumerate(hidden)]
+        for name, width in (*named, ("latents", latents)):
+            _check.integer(name, width, 1, most)  # each at most the one before, or it is no funnel
+            most = width
+        _check.integer("seed", seed, 0)
         widths = (self.chunk_size, *hidden, latents)
-        if not 1 <= self.chunk_size <= values or min(widths) < 1:
-            raise ValueError(f"widths {widths} of {values} values: all must be from 1 to {values}")
-        if any(before < after for before, after in pairwise(widths)):
-            raise ValueError(f"widths {widths} make no funnel: each must be at most the one before")
         if len(hidden) + 1 > MOST_LAYERS:
             raise ValueError(f"{len(hidden) + 1} layers, the most is {MOST_LAYERS}")
         if activation not in ACTIVATIONS:
@@ -221,6 +263,7 @@ class Funnel:
         >>> bool(np.allclose(codec.inverse(codec.forward(snapshots[1])), snapshots[1], atol=1e-5))
         True
         """
+        require_torch()
         import torch
 
         _require_snapshots("snapshots", snapshots)
@@ -242,7 +285,7 @@ class Funnel:
                 snapshots[:, piece] - centre[piece]
             )
         weight, middle = torch.from_numpy(components), torch.from_numpy(centre.astype(np.float32))
-        made._layers = [(weight, -(weight @ middle)), (weight.T.contiguous(), middle)]
+        made._layers = [(weight, _against(weight, middle)), (weight.T.contiguous(), middle)]
         made._fitted = True
         return made
 
@@ -277,6 +320,7 @@ class Funnel:
         >>> bool(np.allclose(decoded, between, atol=1e-5))
         True
         """
+        require_torch()
         import torch
 
         _require_snapshots("models", models)
@@ -295,7 +339,7 @@ class Funnel:
         made = cls(models.shape[1], len(differences), activation="identity")
         weight, middle = torch.from_numpy(inverse.astype(np.float32)), torch.from_numpy(last.copy())
         made._layers = [
-            (weight, -(weight @ middle)),
+            (weight, _against(weight, middle)),
             (torch.from_numpy(np.ascontiguousarray(differences.T)), middle),
         ]
         made._fitted = True
@@ -311,6 +355,7 @@ class Funnel:
         """How many latents an update has: those of all chunks."""
         return -(-self.values // self.chunk_size) * len(self._layers[self._encoders - 1][1])
 
+    @_with_gradients
     def fit(
         self,
         snapshots: npt.NDArray[np.float32],
@@ -326,14 +371,17 @@ class Funnel:
         on_epoch: Callable[[Epoch], None] | None = None,
         progress: bool = False,
     ) -> list[Epoch]:
-        """Train on updates, by Adam on the mean squared error (paper 004, equation 3); goes on where it was.
+        """Train on updates, by Adam on the mean squared error (paper 004, equation 3).
+
+        A funnel that was trained before goes on from its weights, with an Adam that begins anew.
 
         Parameters
         ----------
         snapshots : array of float32, shape (snapshots, values)
             Updates as `flatten` sees them; of an array on disk (`Snapshots`) a batch at a time is read.
         validation : array of float32, shape (snapshots, values), optional
-            Others, whose error is measured after each epoch. The weights of the best epoch are what remains.
+            Others, whose error is measured after each epoch. The weights of the best epoch are what remains, or those
+            from before where they were trained and better.
         epochs, batch_size : int
             Passes, and snapshots of a step.
         learning_rate : float
@@ -368,10 +416,10 @@ class Funnel:
 
         _check.integer("epochs", epochs, 0)
         _check.integer("batch_size", batch_size, 1)
-        if not 0 <= learning_rate < math.inf:
-            raise ValueError(
-                f"learning_rate is {learning_rate}, it must be finite and not negative"
-            )
+        _check.finite("learning_rate", learning_rate)
+        _check.integer("seed", seed, 0)
+        if on_epoch is not None and not callable(on_epoch):
+            raise TypeError(f"on_epoch is {on_epoch!r}, it must be callable")
         if patience is not None:
             _check.integer("patience", patience, 0)
             if validation is None:
@@ -397,13 +445,19 @@ class Funnel:
         mixed = target.type != "cpu" if mixed_precision is None else mixed_precision
         precision = torch.autocast(target.type, torch.bfloat16, enabled=mixed)
 
+        def cut(
+            rows: torch.Tensor,
+        ) -> torch.Tensor:  # what fills the last chunk up has no part in it
+            per_snapshot = self.values + -self.values % self.chunk_size
+            return rows.reshape(-1, per_snapshot)[:, : self.values]
+
         def loss_of(array: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64]) -> torch.Tensor:
             rows = torch.from_numpy(np.ascontiguousarray(array[chosen])).to(target)
             rows = (in_chunks(rows, self.chunk_size) - mean) / deviation
             with precision:
                 latents = run(layers[: self._encoders], rows, self.activation, last=True)
                 found = run(layers[self._encoders :], latents, self.activation, last=False)
-            return torch.nn.functional.mse_loss(found.float(), rows)
+            return torch.nn.functional.mse_loss(cut(found.float()), cut(rows))
 
         def loss_on(array: npt.NDArray[np.float32]) -> float:
             batches = _batches(np.arange(len(array)), batch_size)
@@ -413,14 +467,17 @@ class Funnel:
 
         generator = np.random.default_rng(seed)
         history: list[Epoch] = []
-        best, best_layers = math.inf, None
+        best, best_epoch, best_layers = math.inf, 0, None
+        if validation is not None and self._fitted:
+            best, best_layers = loss_on(validation), self._layers
         for number in _shown(range(1, epochs + 1), progress):
             total = 0.0
             for batch in _batches(generator.permutation(len(snapshots)), batch_size):
                 loss = loss_of(snapshots, np.sort(batch))
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                with in_float32(target):
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
                 total += len(batch) * float(loss.detach())
             training_loss = total / len(snapshots)
             validation_loss = None if validation is None else loss_on(validation)
@@ -532,7 +589,7 @@ class Funnel:
         centre = ((rows.mean(0) - mean) / deviation).float()
         layers = list(self._layers)
         weight, _ = layers[0]
-        layers[0] = weight, -(weight @ centre.to(weight.device))
+        layers[0] = weight, _against(weight, centre.to(weight.device))
         layers[-1] = layers[-1][0], centre.to(weight.device)
         return layers
 
@@ -549,8 +606,10 @@ class Funnel:
 
 
 def _require_snapshots(name: str, array: object, values: int | None = None) -> None:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} is a {type(array).__name__}, it must be a NumPy array")
+    # Subclasses, such as masked arrays, mean other things.
+    if not isinstance(array, np.ndarray) or type(array) not in (np.ndarray, np.memmap):
+        hint = ", such as its array()" if isinstance(array, Snapshots) else ""
+        raise TypeError(f"{name} is a {type(array).__name__}, it must be a NumPy array{hint}")
     if array.dtype != np.float32 or array.ndim != 2 or values not in (None, array.shape[1]):
         expected = f"float32 of (any, {values or 'any'})"
         raise ValueError(f"{name}: {array.dtype} of shape {array.shape}, expected {expected}")
@@ -566,8 +625,14 @@ def _layer(
     import torch
 
     most = math.sqrt(6 / (inputs + outputs))
-    weight = torch.empty(outputs, inputs, dtype=torch.float32)
+    weight = torch.empty(outputs, inputs, dtype=torch.float32, device="cpu")
     return weight.uniform_(-most, most, generator=generator), torch.zeros_like(weight[:, 0])
+
+
+def _against(weight: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Return the biases by which a centre comes to 0."""
+    with in_float32(weight.device):
+        return -(weight @ centre)
 
 
 def _is_finite(layer: tuple[torch.Tensor, torch.Tensor]) -> bool:
