@@ -1,4 +1,4 @@
-"""Savings ratio and break-even point, against paper 004's figures and by their own definition."""
+"""Savings ratio and break-even point, against Chandar et al.'s figures and by their own definition."""
 
 import math
 

@@ -457,7 +457,7 @@ def test_values_and_latents_of_another_size_are_named():
     with pytest.raises(ValueError, match="takes 3 latents, not 2"):
         codec.inverse(np.zeros(2, np.float32))
     own = fc.AutoEncoder.of(fc.Funnel(4 * VALUES, 3))  # as large as a decoder of the first
-    with pytest.raises(ValueError, match="decoder is autoencoder.*pass shared="):
+    with pytest.raises(ValueError, match=r"decoder is autoencoder.*pass shared="):
         fc.AutoEncoder.of(funnel(), decoder=own)
 
 

@@ -1,4 +1,4 @@
-"""Paper 004's classifiers through an autoencoder: what is fitted, what is held out, what is measured."""
+"""Chandar et al.'s classifiers through an autoencoder: what is fitted, what is held out, what is measured."""
 
 from dataclasses import replace
 

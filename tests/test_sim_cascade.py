@@ -1,4 +1,4 @@
-"""The study of paper 000 in small."""
+"""The study of Yan in small."""
 
 import csv
 import json

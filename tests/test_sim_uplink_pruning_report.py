@@ -1,4 +1,4 @@
-"""The study of paper 001 in small."""
+"""The study of Jeurkar et al. in small."""
 
 import csv
 import json
@@ -131,6 +131,7 @@ def test_a_round_on_processors_is_not_taken_for_a_gpus_cell(tmp_path, monkeypatc
         return {}
 
     monkeypatch.setattr(cli, "run_kept", run_kept)
+    monkeypatch.setattr("fedcodec.codecs.autoencoder.device_of", lambda name: name)
     for device in ("cpu", "cuda"):
         command = ["study", "pruning", "--device", device, "--output", str(tmp_path)]
         result = CliRunner().invoke(cli.commands, command)

@@ -1,4 +1,4 @@
-"""When compression that costs something up front pays: paper 004's savings ratio and break-even point."""
+"""When compression that costs something up front pays: Chandar et al.'s savings ratio and break-even point."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def savings_ratio(
     Returns
     -------
     float
-        original x rounds x clients / (compressed x rounds x clients + cost): paper 004, equations 4 to 6.
+        original x rounds x clients / (compressed x rounds x clients + cost): Chandar et al., equations 4 to 6.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def savings_ratio(
 
     Examples
     --------
-    Paper 004's figure 10: a decoder for all, 1,000 clients, 41 rounds.
+    Chandar et al.'s figure 10: a decoder for all, 1,000 clients, 41 rounds.
 
     >>> import fedcodec as fc
     >>> round(fc.savings_ratio(550_570, 320, rounds=41, clients=1000, cost=352_915_690 / 2), 1)
@@ -67,7 +67,7 @@ def break_even(original: float, compressed: float, *, cost: float, clients: int 
 
     Examples
     --------
-    Paper 004's figure 11: a decoder for each client.
+    Chandar et al.'s figure 11: a decoder for each client.
 
     >>> import fedcodec as fc
     >>> round(fc.break_even(550_570, 320, cost=352_915_690 / 2), 1)

@@ -95,6 +95,17 @@ def parse_widths(context: click.Context, parameter: click.Parameter, value: str)
     return widths
 
 
+def parse_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse what is no device of torch here."""
+    from .codecs.autoencoder import device_of
+
+    try:
+        device_of(value)
+    except fc.BackendError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 @commands.command()
 @click.option("--dataset", type=click.Choice(DATASETS), default=Settings.dataset)
 @click.option(
@@ -153,7 +164,7 @@ def parse_widths(context: click.Context, parameter: click.Parameter, value: str)
     help=f"Rounds whose mean accuracy is the result.  [default: {Settings.average_last}, or all if fewer]",
 )
 @click.option("--evaluate-every", type=click.IntRange(1), default=Settings.evaluate_every)
-@click.option("--device", default=Settings.device, help="Of torch.")
+@click.option("--device", default=Settings.device, callback=parse_device, help="Of torch.")
 @click.option(
     "--jobs",
     type=click.IntRange(1),
@@ -333,7 +344,8 @@ def run_kept(
 
     chosen = [name for name in cells if re.search(pattern, name)]
     if not chosen:
-        raise click.UsageError(f"no cell has a name with {pattern!r} in it")
+        known = ", ".join(cells)
+        raise click.UsageError(f"no cell has a name with {pattern!r} in it; they are {known}")
     made_by = provenance()
     made_by["machine"] = made_by["machine"]["processor"]
     needed = {cells[name].dataset for name in chosen}
@@ -393,7 +405,7 @@ def cascade(
     rounds: int,
     link: str,
 ) -> None:
-    """Pruning, quantization and distillation, alone and together (paper 000).
+    """Pruning, quantization and distillation, alone and together (Yan).
 
     Three models on thirds of Fashion-MNIST are averaged every round; the eight combinations of the three steps are
     compared by accuracy, delay and the bytes that travelled, beside the paper's figures.
@@ -437,7 +449,12 @@ data_names = click.option(
 @study.command()
 @study_options("pruning", seeds=3)
 @click.option("--rounds", type=click.IntRange(1), default=25)
-@click.option("--device", default="cpu", help="Of torch; on a GPU all of ResNet-12 is trained too.")
+@click.option(
+    "--device",
+    default="cpu",
+    callback=parse_device,
+    help="Of torch; on a GPU all of ResNet-12 is trained too.",
+)
 @click.option(
     "--cells",
     "pattern",
@@ -459,7 +476,7 @@ def pruning(
     pattern: str,
     names: tuple[tuple[str, str], ...],
 ) -> None:
-    """Structured and unstructured pruning of what clients send (paper 001).
+    """Structured and unstructured pruning of what clients send (Jeurkar et al.).
 
     SimpleCNN and ResNet-12 on MNIST and CIFAR-10, 2 of 100 clients a round, 0 to 90 % pruned: accuracy, rounds and the
     bytes that travelled, beside the paper's figures. What is not trained yet is left out of the page.
@@ -484,7 +501,12 @@ def pruning(
 
 @study.command()
 @study_options("autoencoder", seeds=None)
-@click.option("--device", default="cpu", help="Of torch; on a GPU with all of CIFAR-10.")
+@click.option(
+    "--device",
+    default="cpu",
+    callback=parse_device,
+    help="Of torch; on a GPU with all of CIFAR-10.",
+)
 @click.option(
     "--cells",
     "pattern",
@@ -504,7 +526,7 @@ def autoencoder(
     pattern: str,
     names: tuple[tuple[str, str], ...],
 ) -> None:
-    """Updates as the latents of an autoencoder, its decoder counted (paper 004).
+    """Updates as the latents of an autoencoder, its decoder counted (Chandar et al.).
 
     Classifiers of MNIST and CIFAR-10: what is left of their accuracy after decoding, at epochs that the autoencoder has
     not seen and in a federation with the decoder as it was; and what a federation sends in all until it is as accurate

@@ -217,7 +217,9 @@ def prepare(
         frame.require_base(opened, shared)
     pipelines, assignment, start = frame.read_table(opened, len(spec.untied), shared)
     coders = [frame.resolve(pipeline.coder, shared) for pipeline in pipelines]
-    terms = [term for coder in coders for term in (coder[1:] if coder[0] == "residual" else [coder])]
+    terms = [
+        term for coder in coders for term in (coder[1:] if coder[0] == "residual" else [coder])
+    ]
     decoders = sum(term[0] == "transform" for term in terms)
     if decoders > limits.max_decoders:
         raise DecodeError(

@@ -64,7 +64,7 @@ def require_torch() -> None:
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        raise BackendError("autoencoders need torch: pip install 'fedcodec[torch]'") from None
+        raise BackendError("this needs torch: pip install 'fedcodec[torch]'") from None
 
 
 def device_of(name: str) -> torch.device:
@@ -268,7 +268,7 @@ def _read(reader: Reader) -> WireStage:
 @builtin(id_10=_read)
 @dataclass(frozen=True, repr=False)
 class AutoEncoder(Transform):
-    """Send the latents of an autoencoder, whose decoder the receiver holds (paper 004, equations 1 and 2).
+    """Send the latents of an autoencoder, whose decoder the receiver holds (Chandar et al., equations 1 and 2).
 
     Latents are float32 values like any: other stages code them further, as in ``AutoEncoder.of(funnel) | Int8()``, and
     what the autoencoder missed can follow, as in ``Residual(AutoEncoder.of(funnel) | Int8(), TopK(0.001) | Int8())``.

@@ -1,4 +1,4 @@
-"""Autoencoders in training: paper 004's funnel of fully connected layers, whole or shared by chunks."""
+"""Autoencoders in training: Chandar et al.'s funnel of fully connected layers, whole or shared by chunks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def flatten(update: Any) -> npt.NDArray[np.float32]:
 
 
 class Snapshots:
-    """Updates on disk, as many as there is room for, to train an autoencoder on (paper 004's pre-pass round).
+    """Updates on disk, as many as there is room for, to train an autoencoder on (Chandar et al.'s pre-pass round).
 
     Threads and processes may add to one file at the same time.
 
@@ -179,8 +179,8 @@ class Funnel:
         Widths between values and latents, the widest first, 15 at most; the decoder has them in reverse.
     chunk_size : int, optional
         Cut the values into chunks of this size, which all go through the same layers, so that the decoder stays small
-        (what paper 004, section 4.3 leaves open: a convolution whose stride is its width). By default the values are
-        one chunk.
+        (what Chandar et al., section 4.3, leaves open: a convolution whose stride is its width). By default the values
+        are one chunk.
     activation : {"tanh", "relu", "sigmoid", "identity"}
     seed : int
         Of the first weights.
@@ -371,7 +371,7 @@ class Funnel:
         on_epoch: Callable[[Epoch], None] | None = None,
         progress: bool = False,
     ) -> list[Epoch]:
-        """Train on updates, by Adam on the mean squared error (paper 004, equation 3).
+        """Train on updates, by Adam on the mean squared error (Chandar et al., equation 3).
 
         A funnel that was trained before goes on from its weights, with an Adam that begins anew.
 

@@ -117,7 +117,7 @@ class Int8(_Integers):
 
     References
     ----------
-    Paper 003, uniform symmetric quantizer and its granularities. Paper 000, eq. 4 to 6.
+    Sprenger, uniform symmetric quantizer and its granularities. Yan, eq. 4 to 6.
 
     Examples
     --------
@@ -152,7 +152,7 @@ class KBit(_Integers):
 
     References
     ----------
-    Paper 003, uniform symmetric quantizer.
+    Sprenger, uniform symmetric quantizer.
 
     Examples
     --------

@@ -34,7 +34,7 @@ class Sign(_Signs):
 
     References
     ----------
-    Paper 003, binary quantization.
+    Sprenger, binary quantization.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class Ternary(_Signs):
 
     References
     ----------
-    Paper 003, ternary quantization.
+    Sprenger, ternary quantization.
 
     Examples
     --------

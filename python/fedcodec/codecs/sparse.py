@@ -22,7 +22,7 @@ def _read(scope: Scope) -> Any:
 @builtin(id_20=_read("update"), id_21=_read("tensor"))
 @dataclass(frozen=True, repr=False)
 class Sparse(Select):
-    """Keep what is not zero: the uplink of a model that is pruned already (paper 001).
+    """Keep what is not zero: the uplink of a model that is pruned already (Jeurkar et al.).
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class TopK(Select):
 
     References
     ----------
-    Paper 001, global unstructured L1 pruning.
+    Jeurkar et al., global unstructured L1 pruning.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class Threshold(Select):
 
     References
     ----------
-    Paper 000, eq. 1 to 3.
+    Yan, eq. 1 to 3.
 
     Examples
     --------

@@ -44,7 +44,7 @@ class Structured(Select):
 
     References
     ----------
-    Paper 001, section 3.3, structured pruning of each layer: `torch.nn.utils.prune.ln_structured`.
+    Jeurkar et al., section 3.3, structured pruning of each layer: `torch.nn.utils.prune.ln_structured`.
 
     Examples
     --------

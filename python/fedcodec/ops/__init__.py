@@ -668,7 +668,7 @@ def percentile_threshold(
 
     References
     ----------
-    Paper 000, eq. 1: threshold = percentile(abs(W), p).
+    Yan, eq. 1: threshold = percentile(abs(W), p).
 
     Examples
     --------
@@ -711,7 +711,7 @@ def compact(
 
     References
     ----------
-    Paper 000, eq. 2 and 3: mask = abs(w) > threshold.
+    Yan, eq. 2 and 3: mask = abs(w) > threshold.
 
     Examples
     --------
@@ -779,7 +779,7 @@ def apply_mask(values: npt.ArrayLike, mask: npt.ArrayLike, *, out: Array | None 
 
     References
     ----------
-    Paper 000, eq. 3.
+    Yan, eq. 3.
 
     Examples
     --------
@@ -938,7 +938,7 @@ def quantize(
 
     References
     ----------
-    Paper 003, uniform symmetric quantizer; paper 000, eq. 4 to 6, with L in the place of 2**bits - 1.
+    Sprenger, uniform symmetric quantizer; Yan, eq. 4 to 6, with L in the place of 2**bits - 1.
 
     Examples
     --------
@@ -1061,7 +1061,7 @@ def quantize_kbit(
 
     References
     ----------
-    Paper 003, uniform symmetric quantizer and its granularities.
+    Sprenger, uniform symmetric quantizer and its granularities.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Updates as the latents of an autoencoder (paper 004): what is left of them, and what they cost beside others."""
+"""Updates as the latents of an autoencoder (Chandar et al.): what is left of them, and what they cost beside others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Task:
-    """A classifier of paper 004, its training, and the autoencoder of its weights.
+    """A classifier of Chandar et al., its training, and the autoencoder of its weights.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ def prepass(
     seed: Sequence[int],
     keep: Callable[[Update, bool], None],
 ) -> None:
-    """Train on a collaborator's samples alone (paper 004, section 3).
+    """Train on a collaborator's samples alone (Chandar et al., section 3).
 
     Parameters
     ----------
@@ -736,7 +736,7 @@ def _epoch(task: Task, start: _Start, weights: Update, client: int, seed: Sequen
 
 
 def _holding(codecs: Iterable[fc.Codec]) -> fc.Shared:
-    """Return a store of all decoders: two of paper 004's larger ones are more than the default has room for."""
+    """Return a store of all decoders: two of Chandar et al.'s larger ones are more than the default has room for."""
     shared = fc.Shared(max_bytes=sys.maxsize)
     for codec in codecs:
         codec.add_shared(shared)

@@ -1,4 +1,4 @@
-"""What the study of paper 004 showed, beside the paper's own figures: a page, CSV and JSON."""
+"""What the study of Chandar et al. showed, beside the paper's own figures: a page, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .files import write_csv, write_files, write_json
 from .page import STYLE, Figure, Section, Table, write_page
 from .provenance import provenance
 
-# Paper 004, sections 5.1 and 5.3: parameters of the autoencoder, and how many times fewer latents there are.
+# Chandar et al., sections 5.1 and 5.3: parameters of the autoencoder, and how many times fewer latents there are.
 PUBLISHED = {"mnist": (1_034_182, 500), "cifar10": (352_915_690, 1720)}
 METHOD = "autoencoder"  # whose figures stand for the paper's
 LINKS = (1, 10)  # Mbit/s
@@ -72,7 +72,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of a classifier's accuracy is left after decoding, in points: the largest loss and the mean change."""
+    """How much of a classifier's accuracy is left after decoding, in points: the worst and the mean change."""
 
     task: str
     method: str
@@ -80,7 +80,7 @@ class Kept:
     count: int
     original: float
     decoded: float
-    largest_loss: float
+    worst_change: float
     mean_change: float
 
 
@@ -137,7 +137,7 @@ def kept(results: Results) -> list[Kept]:
                         original.size,
                         float(original[-1]),
                         float(decoded[-1]),
-                        float(max(0.0, -change.min())),
+                        float(change.min()),
                         float(change.mean()),
                     )
                 )
@@ -179,13 +179,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Within:
-    """The best test accuracy of a way to send by the time that it has sent so much; None before its first round."""
+    """The best test accuracy of a way to send by the time that it has sent so much; None before its first round.
+
+    ``over`` says whether all rounds are over by then, with less.
+    """
 
     task: str
     way: str
     updates: float
     budget_bytes: int
     accuracy: float | None
+    over: bool
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -217,14 +221,17 @@ def verdicts(results: Results) -> list[Verdict]:
 
 def within(results: Results) -> list[Within]:
     """Return the accuracy of all ways to send at equal total bytes; of the same tasks."""
-    return [
-        Within(task, way, updates, budget, Spent(**result).best_within(budget))
-        for task, ways in results.items()
-        if "raw" in ways
-        for updates in BUDGETS
-        for budget in [round(updates * _update_bytes(ways))]
-        for way, result in ways.items()
-    ]
+    found = []
+    for task, ways in results.items():
+        if "raw" not in ways:
+            continue
+        for updates in BUDGETS:
+            budget = round(updates * _update_bytes(ways))
+            for way, result in ways.items():
+                spent = Spent(**result)
+                over = spent.before_bytes + sum(spent.payload_bytes) <= budget
+                found.append(Within(task, way, updates, budget, spent.best_within(budget), over))
+    return found
 
 
 def _update_bytes(ways: Mapping[str, Any]) -> float:
@@ -271,11 +278,8 @@ def cost_table(found: list[Cost], names: Names) -> Table:
             ("values / latents", "paper"),
             ("payload", "bytes"),
             ("payload", "ratio"),
-            ("decoder, MB", "float32"),
-            ("decoder, MB", "int8"),
-            ("break-even, rounds", "by formula"),
-            ("break-even, rounds", "in bytes"),
-            ("break-even, rounds", "int8 decoder"),
+            ("decoder", "float32"),
+            ("decoder", "int8"),
         ],
         [
             [
@@ -288,17 +292,39 @@ def cost_table(found: list[Cost], names: Names) -> Table:
                 _number(cost.paper_ratio),
                 _number(cost.payload_bytes),
                 _number(cost.payload_ratio, ",.1f"),
-                _number(cost.decoder_bytes / 1e6, ",.2f"),
-                _number(cost.int8_decoder_bytes / 1e6, ",.2f"),
-                _number(cost.break_even_by_formula, ",.1f"),
-                _number(cost.break_even, ",.1f"),
-                _number(cost.int8_break_even, ",.1f"),
+                _short(cost.decoder_bytes),
+                _short(cost.int8_decoder_bytes),
             ]
             for cost in found
         ],
-        "Of a collaborator with a decoder of its own; the payload's ratio is to the values in float32, header and "
-        "checksum counted. By formula: of numbers of parameters, half of the autoencoder being the decoder (paper 004, "
-        "equations 4 to 6).",
+        "The payload's ratio is to the values in float32, header and checksum counted.",
+    )
+
+
+def break_even_table(found: list[Cost], names: Names) -> Table:
+    """Return the rounds after which an autoencoder has paid."""
+    return Table(
+        "Rounds until an autoencoder pays, with a decoder for each collaborator",
+        [
+            "classifier",
+            ("by bytes", "formula"),
+            ("by bytes", "measured"),
+            ("by bytes", "int8 decoder"),
+            *(("by time", f"{rate} Mbit/s") for rate in LINKS),
+        ],
+        [
+            [
+                _called(cost.task, names),
+                _number(cost.break_even_by_formula, ",.1f"),
+                _number(cost.break_even, ",.1f"),
+                _number(cost.int8_break_even, ",.1f"),
+                *(_rounds(fc.break_even(*times[:2], cost=times[2])) for times in _times(cost)),
+            ]
+            for cost in found
+        ],
+        "Formula: of numbers of parameters, half of the autoencoder being the decoder (Chandar et al., equations 4 to "
+        "6). By time: an update's seconds on an uplink of that rate against the latents', with those of encoding and "
+        "decoding; the pre-pass, the fit and the way of the decoder, in float32, come before.",
     )
 
 
@@ -321,7 +347,7 @@ def kept_table(found: list[Kept], names: Names, points: str, title: str, note: s
                 row.method,
                 f"{row.original:.2f}",
                 f"{row.decoded:.2f}",
-                f"{0 - row.largest_loss:+.2f}",
+                f"{row.worst_change:+.2f}",
                 f"{row.mean_change:+.2f}",
                 str(row.count),
             ]
@@ -342,7 +368,6 @@ def time_table(found: list[Cost], names: Names) -> Table:
             "fitting the autoencoder, s",
             "encode, ms",
             "decode, ms",
-            *(("rounds until it pays, by time", f"{rate} Mbit/s") for rate in LINKS),
         ],
         [
             [
@@ -351,13 +376,10 @@ def time_table(found: list[Cost], names: Names) -> Table:
                 f"{cost.fit_seconds:,.1f}",
                 f"{1e3 * cost.encode_seconds:,.2f}",
                 f"{1e3 * cost.decode_seconds:,.2f}",
-                *(_rounds(fc.break_even(*times[:2], cost=times[2])) for times in _times(cost)),
             ]
             for cost in found
         ],
-        "Wall-clock seconds; on processors of one thread. Encoding and decoding: medians of five. By time: an update's "
-        "seconds on an uplink of that rate, against the latents' with encoding and decoding; the pre-pass, the fit and "
-        "the decoder's way, in float32, come before.",
+        "Wall-clock time, on a processor with one thread. Encoding and decoding: medians of five.",
     )
 
 
@@ -416,10 +438,10 @@ def verdict_tables(found: list[Verdict], names: Names) -> list[Table]:
                     ]
                     for row in rows
                 ],
-                "Uplink of two collaborators, one seed. Before the first round decoders travel and, where there is one "
-                "for both, the encoder for the second collaborator. Autoencoders and principal components send "
-                "weights, the other codecs what changed, with error feedback; past averages are a decoder that both "
-                "ends have. In updates: in those of one collaborator without compression.",
+                "Uplink of two collaborators, one seed; never: not in these rounds. Before the first round decoders "
+                "travel and, where there is one for both, the encoder for the second collaborator. Autoencoders and "
+                "principal components send weights, the other codecs what changed, with error feedback; past averages "
+                "are a decoder that both ends have. In updates: in those of one collaborator without compression.",
             )
         )
     return tables
@@ -429,11 +451,11 @@ def within_tables(found: list[Within], names: Names) -> list[Table]:
     """Return the accuracy at equal total bytes, a table for each task, the best by the fewest bytes first."""
     tables = []
     for task in dict.fromkeys(row.task for row in found):
-        rows: dict[str, dict[float, float | None]] = {}
+        rows: dict[str, list[Within]] = {}
         budgets = {row.updates: row.budget_bytes for row in found if row.task == task}
         for row in found:
             if row.task == task:
-                rows.setdefault(row.way, {})[row.updates] = row.accuracy
+                rows.setdefault(row.way, []).append(row)
         tables.append(
             Table(
                 f"{_called(task, names)}: test accuracy at equal total bytes",
@@ -447,21 +469,24 @@ def within_tables(found: list[Within], names: Names) -> list[Table]:
                 [
                     [
                         way,
-                        *(
-                            "" if accuracy is None else f"{100 * accuracy:.2f}"
-                            for accuracy in of.values()
-                        ),
+                        *map(_accuracy, of),
                     ]
                     for way, of in sorted(
-                        rows.items(),
-                        key=lambda row: [-(value or 0) for value in row[1].values()],
+                        rows.items(), key=lambda row: [-(one.accuracy or 0) for one in row[1]]
                     )
                 ],
-                "The best round so far when all collaborators together have sent so many bytes, decoders counted; "
-                "empty where no round was over by then. A way that needs less has no more rounds than the others.",
+                "The best round by the time that the collaborators together have sent so many bytes, decoders counted. "
+                "Empty: the first round is not over by then. In brackets: all rounds are, with fewer bytes.",
             )
         )
     return tables
+
+
+def _accuracy(row: Within) -> str:
+    if row.accuracy is None:
+        return ""
+    text = f"{100 * row.accuracy:.2f}"
+    return f"({text})" if row.over else text
 
 
 def _short(size: float) -> str:
@@ -475,9 +500,14 @@ def verdict_figures(results: Results, names: Names) -> list[Figure]:
         for task, ways in results.items():
             drawing = Drawing(figsize=(5.0, 3.0 + 0.2 * len(ways)))
             axes = drawing.add_subplot()
+            markers = iter("osv^DPX*d<>")
             for way, result in ways.items():
                 total = result["before_bytes"] + np.cumsum(result["payload_bytes"])
-                axes.plot(total, 100 * np.array(result["accuracy"]), label=way)
+                heights = 100 * np.array(result["accuracy"])
+                if result["before_bytes"]:  # lines would lie on top of each other
+                    axes.plot(total[-1], heights.max(), next(markers), label=way)
+                else:
+                    axes.plot(total, heights, label=way)
             axes.set_xscale("log")
             axes.set_xlabel("bytes so far")
             axes.set_ylabel("test accuracy, %")
@@ -486,7 +516,7 @@ def verdict_figures(results: Results, names: Names) -> list[Figure]:
                 Figure(
                     f"{_called(task, names)}: accuracy against the bytes sent",
                     drawing,
-                    "Decoders counted.",
+                    "Decoders counted. Where one travels, which is nearly all: the best round, at all bytes.",
                 )
             )
     return drawn
@@ -508,7 +538,7 @@ def figures(results: Results, names: Names) -> list[Figure]:
                         "mean squared error",
                         logarithmic="y",
                     ),
-                    "In squares of the standard deviation of the weights (paper 004, figures 4 and 6).",
+                    "In squares of the standard deviation of the weights (Chandar et al., figures 4 and 6).",
                 )
             )
             for points, where in (("epochs", "epoch"), ("rounds", "round")):
@@ -516,7 +546,7 @@ def figures(results: Results, names: Names) -> list[Figure]:
                 if not of["original"]["accuracy"]:
                     continue
                 place = {
-                    "epochs": "At the end of each epoch of the pre-pass (paper 004, figures 5 and 7).",
+                    "epochs": "At the end of each epoch of the pre-pass (Chandar et al., figures 5 and 7).",
                     "rounds": "Of a federation in which nothing is compressed, with the decoder as it was.",
                 }[points]
                 for measure, label, factor in MEASURES:
@@ -550,7 +580,7 @@ def colour_figures(results: Results, tasks: Mapping[str, Task], names: Names) ->
                         f"{_called(task, names)}: {measure} of two collaborators, colour and greyscale",
                         curves(heights, "local epoch", label),
                         f"They average after every {each} epochs, by payloads of {sizes['autoencoder']:,} bytes or, "
-                        f"raw, {sizes['raw']:,} (paper 004, figures 8 and 9).",
+                        f"raw, {sizes['raw']:,} (Chandar et al., figures 8 and 9).",
                     )
                 )
     return drawn
@@ -581,13 +611,13 @@ def savings_figures(found: list[Cost], names: Names) -> list[Figure]:
                 Figure(
                     f"{called}: savings ratio, one decoder for all",
                     _ratios(shared, "collaborators", many),
-                    "Of measured bytes, the decoder in float32 (paper 004, figure 10: its break-even at 40 "
+                    "Of measured bytes, the decoder in float32 (Chandar et al., figure 10: its break-even at 40 "
                     "collaborators is that of 8 rounds, its 120x at 1,000 that of 41).",
                 ),
                 Figure(
                     f"{called}: savings ratio, a decoder for each",
                     _ratios(own, "rounds", many),
-                    "Of measured bytes (paper 004, figure 11).",
+                    "Of measured bytes (Chandar et al., figure 11).",
                 ),
                 Figure(
                     f"{called}: savings ratio in time, a decoder for each",
@@ -655,12 +685,14 @@ def write_report(
             if not followed
             else [
                 cost_table(spent, called),
+                break_even_table(spent, called),
                 kept_table(
                     left,
                     called,
                     "epochs",
                     "Weights at the end of each epoch of the pre-pass",
-                    f"Between those that the autoencoder was fitted to, which it has not seen; without the first "
+                    "No autoencoder has seen these; it was fitted to weights from between them. What it decodes lies "
+                    "near an average of those, which often classifies better than single ones. Without the first "
                     f"{FIRST_EPOCHS} epochs.",
                 ),
                 kept_table(
@@ -691,8 +723,9 @@ def write_report(
         Section("What differs from the paper, and why", DIFFERENCES),
     ]
     introduction = [
-        "Updates as the latents of an autoencoder whose decoder the server holds: the study of paper 004, with the "
-        "decoder and every byte counted.",
+        "Updates as the latents of an autoencoder whose decoder the server holds: the study of Chandar et al., "
+        '"Communication Optimization in Large Scale Federated Learning using Autoencoder Compressed Weight Updates", '
+        "with the decoder and every byte counted.",
         *([note] if note else []),
     ]
 

@@ -1,4 +1,4 @@
-"""Pruning, quantization and distillation, alone and one after the other, in federated averaging (paper 000)."""
+"""Pruning, quantization and distillation, alone and one after the other, in federated averaging (Yan)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMED = 200
 
 @dataclass(frozen=True)
 class Combination:
-    """One row of paper 000's table 5."""
+    """One row of Yan's table 5."""
 
     prune: bool
     quantize: bool
@@ -68,7 +68,7 @@ COMBINATIONS = tuple(
 
 @dataclass(frozen=True)
 class CascadeSettings:
-    """The study: paper 000's table 4 and section 4.2.
+    """The study: Yan's table 4 and section 4.2.
 
     Attributes
     ----------
@@ -163,7 +163,7 @@ def run_combination(
 
     References
     ----------
-    Paper 000, sections 3.1 to 3.4.
+    Yan, sections 3.1 to 3.4.
     """
     data = load_dataset(settings.dataset, settings.data_dir)
     parts = partition_iid(len(data.train_labels), settings.models, np.random.default_rng([seed, 0]))

@@ -251,7 +251,7 @@ def partition_dirichlet(
 def hold_out(
     part: NDArray[np.int64], generator: np.random.Generator, share: float = 0.1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split a client's samples at random into those for training and those for validation (paper 001, section 3.1).
+    """Split a client's samples at random into those to train and to validate on (Jeurkar et al., section 3.1).
 
     Examples
     --------

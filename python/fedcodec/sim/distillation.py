@@ -42,7 +42,7 @@ def distillation_loss(
 
     References
     ----------
-    Paper 000, eq. 7 to 9 and algorithm 3; Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
+    Yan, eq. 7 to 9 and algorithm 3; Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
 
     Examples
     --------
@@ -91,7 +91,7 @@ def train_student(
 
     References
     ----------
-    Paper 000, algorithm 3.
+    Yan, algorithm 3.
 
     Examples
     --------

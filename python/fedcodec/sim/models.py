@@ -24,7 +24,7 @@ EVALUATION_BATCH = 500  # a ResNet-12 needs a gigabyte for them
 RESNET12_WIDTHS = (112, 280, 568, 1136)
 RESNET12_SLOPE = 0.1  # of its leaky ReLU
 
-# The networks of papers 000, 001 and 004, as names and hidden widths for `build_model`.
+# The networks of Yan, Jeurkar et al. and Chandar et al., as names and hidden widths for `build_model`.
 PAPER_MODELS = {
     "simple-nn": ("mlp", (128, 64)),
     "student": ("mlp", (52, 32)),
@@ -92,17 +92,18 @@ def _draw_as_he(layer: nn.Module) -> None:
 
 
 def build_paper_model(name: str, dataset: Dataset, seed: int) -> nn.Module:
-    """Build a network of paper 000, 001 or 004.
+    """Build a network of Yan, Jeurkar et al. or Chandar et al.
 
     Parameters
     ----------
     name : str
-        "simple-nn" (784-128-64-10) and "student" (784-52-32-10) of paper 000; "simple-cnn" and "resnet12" of
-        paper 001; "mnist-classifier" (784-20-10, 15,910 parameters) and "cifar10-classifier" (550,570) of paper 004.
+        "simple-nn" (784-128-64-10) and "student" (784-52-32-10) of Yan; "simple-cnn" and "resnet12" of
+        Jeurkar et al.; "mnist-classifier" (784-20-10, 15,910 parameters) and "cifar10-classifier" (550,570) of Chandar
+        et al.
 
     Notes
     -----
-    Paper 001 names no widths, only the sizes of updates: 0.35 MB of SimpleCNN on MNIST, 155.75 MB of ResNet12 on
+    Jeurkar et al. names no widths, only the sizes of updates: 0.35 MB of SimpleCNN on MNIST, 155.75 MB of ResNet12 on
     CIFAR-10 and 155.74 MB on MNIST (MB = 10^6 bytes). Ours are chosen so that all float32 state, which is what
     travels, is within 1 % of them: 347,672 bytes for "simple-cnn" by its one hidden layer of 52, and 156,311,592 and
     156,302,632 bytes for "resnet12" by one factor on the usual widths.

@@ -79,7 +79,7 @@ def magnitude_masks(
 
     References
     ----------
-    Paper 001, section 3.3, global unstructured pruning.
+    Jeurkar et al., section 3.3, global unstructured pruning.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def percentile_masks(
 
     References
     ----------
-    Paper 000, eq. 1 to 3 and algorithm 1.
+    Yan, eq. 1 to 3 and algorithm 1.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def channel_masks(
 
     References
     ----------
-    Paper 001, section 3.3, structured pruning of each layer: with `channel_norms` it is torch's ``ln_structured``.
+    Jeurkar et al., section 3.3, structured pruning of each layer: with `channel_norms` it is torch's ``ln_structured``.
 
     Examples
     --------
@@ -178,7 +178,7 @@ def channel_norms(weights: Weights, n: float = 2) -> dict[str, torch.Tensor]:
 
     References
     ----------
-    Paper 001, section 3.3; paper 003, structured pruning.
+    Jeurkar et al., section 3.3; Sprenger, structured pruning.
 
     Examples
     --------
@@ -201,7 +201,7 @@ def batch_norm_scales(module: nn.Module) -> dict[str, torch.Tensor]:
 
     References
     ----------
-    Paper 003, structured pruning by batch-norm scale; Liu et al. 2017, "Learning Efficient Convolutional Networks
+    Sprenger, structured pruning by batch-norm scale; Liu et al. 2017, "Learning Efficient Convolutional Networks
     through Network Slimming".
 
     Examples
@@ -228,7 +228,7 @@ def geometric_median_distances(weights: Weights) -> dict[str, torch.Tensor]:
 
     References
     ----------
-    Paper 003, structured pruning by geometric median; He et al. 2019, "Filter Pruning via Geometric Median for Deep
+    Sprenger, structured pruning by geometric median; He et al. 2019, "Filter Pruning via Geometric Median for Deep
     Convolutional Neural Networks Acceleration", eq. 6.
 
     Examples

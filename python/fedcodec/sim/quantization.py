@@ -10,7 +10,7 @@ import fedcodec as fc
 
 
 def fake_quantize(values: torch.Tensor, bits: int = 8) -> torch.Tensor:
-    """Round to multiples of max / (2^bits - 1), as paper 000 prints it.
+    """Round to multiples of max / (2^bits - 1), as Yan prints it.
 
     Printed so, codes of signed values run from -(2^bits - 1) to 2^bits - 1 and need bits + 1 bits: at 8 bits it is
     twice as fine as `int8_quantize`. Use it for the paper's arithmetic, not for the size of what is sent.
@@ -29,7 +29,7 @@ def fake_quantize(values: torch.Tensor, bits: int = 8) -> torch.Tensor:
 
     References
     ----------
-    Paper 000, eq. 4 to 6.
+    Yan, eq. 4 to 6.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def int8_quantize(
 
     References
     ----------
-    Paper 000, algorithm 2 (qint8).
+    Yan, algorithm 2 (qint8).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Pruning of what clients send (paper 001): one cell of its study, and the payload sizes of all cells."""
+"""Pruning of what clients send (Jeurkar et al.): one cell of its study, and the payload sizes of all cells."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Column = Literal["weights", "delta"]
 SELECTS: dict[Kind, str] = {"unstructured": "topk", "structured": "structured"}
 COLUMNS: tuple[Column, ...] = ("weights", "delta")
 AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Paper 001, section 3.4; its batch size is that of its published notebooks.
+# Jeurkar et al., section 3.4; its batch size is that of its published notebooks.
 PAPER_SETTINGS = Settings(
     clients=100,
     clients_per_round=2,
@@ -284,7 +284,7 @@ def payload_sizes(
 
 @dataclass(frozen=True)
 class Experiment:
-    """A network and a data set of paper 001, and the accuracy that rounds and bytes are counted to."""
+    """A network and a data set of Jeurkar et al., and the accuracy that rounds and bytes are counted to."""
 
     model: str
     dataset: str
@@ -311,9 +311,9 @@ def study_cells(
 ) -> dict[str, Planned]:
     """Return the cells of the study by name.
 
-    On a GPU it is all of paper 001's table 1 in both columns. On processors ResNet-12 is trained on CIFAR-10 for one
-    round only, unpruned and with 80 % of the weights pruned one by one, and looked at with 1,000 test images. The sizes
-    of all payloads are measured in any case, of the first seed.
+    On a GPU it is all of Jeurkar et al.'s table 1 in both columns. On processors ResNet-12 is trained on CIFAR-10 for
+    one round only, unpruned and with 80 % of the weights pruned one by one, and looked at with 1,000 test images. The
+    sizes of all payloads are measured in any case, of the first seed.
 
     A quick study is of SimpleCNN on scikit-learn's digits, at 0, 50 and 80 %.
     """
