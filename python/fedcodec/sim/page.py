@@ -48,7 +48,7 @@ POINTS = 72  # an inch
 # The date among them would make every page another.
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
-FIGURES = re.compile(r"[-+−±<>≤≥≈~]*\s*\.?\d")
+FIGURES = re.compile(r"[-+(−±<>≤≥≈~]*\s*\.?\d")
 MISSING = ("", "-", "–", "—")
 
 
