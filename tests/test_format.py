@@ -342,6 +342,20 @@ def test_digests_by_hand():
     assert same(fc.decode(data, like=update, shared=shared), update)
 
 
+def test_both_ends_may_name_a_base_themselves():
+    shared, key = fc.Shared(), b"round 17"
+    data = fc.Raw().encode(array(1), base=key)
+    with pytest.raises(fc.DecodeError, match=key.hex()):
+        fc.decode(data, shared=shared)
+    assert shared.add_base([array(9)], key=key) == key
+    assert key in shared
+    assert fc.digest([array(9)]) not in shared
+    assert same(fc.decode(data, shared=shared), array(1))
+    for wrong in (b"round 1", "round 17"):
+        with pytest.raises(ValueError, match=f"key is {wrong!r}, it must be 8 bytes"):
+            shared.add_base([array(9)], key=wrong)
+
+
 def test_a_mask_by_hand():
     bits = bytes([0b101, 0b1])
     mask = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[:9].view(bool)

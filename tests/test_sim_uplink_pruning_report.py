@@ -131,7 +131,7 @@ def test_a_round_on_processors_is_not_taken_for_a_gpus_cell(tmp_path, monkeypatc
         return {}
 
     monkeypatch.setattr(cli, "run_kept", run_kept)
-    monkeypatch.setattr("fedcodec.codecs.autoencoder.device_of", lambda name: name)
+    monkeypatch.setattr("fedcodec.sim.federation.require_device", lambda device: None)
     for device in ("cpu", "cuda"):
         command = ["study", "pruning", "--device", device, "--output", str(tmp_path)]
         result = CliRunner().invoke(cli.commands, command)

@@ -95,17 +95,6 @@ def parse_widths(context: click.Context, parameter: click.Parameter, value: str)
     return widths
 
 
-def parse_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Refuse what is no device of torch here."""
-    from .codecs.autoencoder import device_of
-
-    try:
-        device_of(value)
-    except fc.BackendError as error:
-        raise click.BadParameter(str(error)) from error
-    return value
-
-
 @commands.command()
 @click.option("--dataset", type=click.Choice(DATASETS), default=Settings.dataset)
 @click.option(
@@ -164,7 +153,7 @@ def parse_device(context: click.Context, parameter: click.Parameter, value: str)
     help=f"Rounds whose mean accuracy is the result.  [default: {Settings.average_last}, or all if fewer]",
 )
 @click.option("--evaluate-every", type=click.IntRange(1), default=Settings.evaluate_every)
-@click.option("--device", default=Settings.device, callback=parse_device, help="Of torch.")
+@click.option("--device", default=Settings.device, help="Of torch.")
 @click.option(
     "--jobs",
     type=click.IntRange(1),
@@ -452,7 +441,6 @@ data_names = click.option(
 @click.option(
     "--device",
     default="cpu",
-    callback=parse_device,
     help="Of torch; on a GPU all of ResNet-12 is trained too.",
 )
 @click.option(
@@ -481,6 +469,7 @@ def pruning(
     SimpleCNN and ResNet-12 on MNIST and CIFAR-10, 2 of 100 clients a round, 0 to 90 % pruned: accuracy, rounds and the
     bytes that travelled, beside the paper's figures. What is not trained yet is left out of the page.
     """
+    from .sim.federation import require_device
     from .sim.uplink_pruning import PAPER_SETTINGS, study_cells
     from .sim.uplink_pruning_report import write_report
 
@@ -493,6 +482,7 @@ def pruning(
         rounds=min(rounds, 5) if quick else rounds,
         average_last=1,
     )
+    require_device(device)
     cells = study_cells(settings, run_seeds, quick=quick)
     results = run_kept(output, cells, data_dir, jobs, pattern)
     for path in write_report(output, settings, run_seeds, results, note, dict(names)):
@@ -504,7 +494,6 @@ def pruning(
 @click.option(
     "--device",
     default="cpu",
-    callback=parse_device,
     help="Of torch; on a GPU with all of CIFAR-10.",
 )
 @click.option(
@@ -534,8 +523,10 @@ def autoencoder(
     """
     from .sim.autoencoder import QUICK_TASKS, SMALL_TASKS, TASKS, study_cells
     from .sim.autoencoder_report import write_report
+    from .sim.federation import require_device
 
     tasks = QUICK_TASKS if quick else SMALL_TASKS if device.startswith("cpu") else TASKS
+    require_device(device)
     cells = study_cells(tasks, seed, data_dir, device)
     results = run_kept(output, cells, data_dir, jobs, pattern)
     for path in write_report(output, tasks, seed, results, device, note, dict(names)):

@@ -28,7 +28,7 @@ from .codec import (
 )
 from .codecs.raw import Raw
 from .codecs.residual import Residual
-from .digests import DIGEST_BYTES
+from .digests import DIGEST_BYTES, is_digest
 from .errors import DecodeError, NonFiniteError
 from .limits import Limits
 from .reader import Reader, varint
@@ -63,7 +63,7 @@ def encode(
     """
     if framing not in _FRAMINGS:
         raise ValueError(f"framing is {framing!r}, it must be 'inline' or 'reference'")
-    if base is not None and not _is_digest(base):
+    if base is not None and not is_digest(base):
         raise ValueError(f"base must be {DIGEST_BYTES} bytes: fedcodec.digest(model)")
     call_seed = operator.index(0 if seed is None else seed)
     if not 0 <= call_seed < 1 << 64:
@@ -684,10 +684,6 @@ def require(name: str, value: object, kind: type) -> None:
     """Refuse an optional argument of another type."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}, it must be a {kind.__name__}")
-
-
-def _is_digest(value: object) -> bool:
-    return isinstance(value, bytes) and len(value) == DIGEST_BYTES
 
 
 def _bytes(payload: Any) -> memoryview:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import arrays, ops
-from .digests import digest
+from .digests import DIGEST_BYTES, digest, is_digest
 from .errors import DecodeError
 from .reader import varint
 
@@ -109,9 +109,26 @@ class Shared:
             raise ValueError(f"mask: {len(bits.bits)} bytes are not those of {bits.n} positions")
         return self._add(bits.digest, "mask", bits, len(bits.bits))
 
-    def add_base(self, model: Any) -> bytes:
-        """Keep a reference to the model that deltas are against and return its digest."""
-        return self._add(digest_of(model), "base", model, arrays.spec_of(model)[0].nbytes)
+    def add_base(self, model: Any, *, key: bytes | None = None) -> bytes:
+        """Keep a reference to the model that deltas are against and return its digest.
+
+        Parameters
+        ----------
+        model : update
+        key : bytes of length 8, optional
+            What sender and receiver call it in place of its digest, such as the digest of the payload that it came in,
+            which is made in less time.
+
+        Raises
+        ------
+        ValueError
+            If the key is of another length, or the model larger than the store.
+        """
+        if key is None:
+            key = digest_of(model)
+        elif not is_digest(key):
+            raise ValueError(f"key is {key!r}, it must be {DIGEST_BYTES} bytes")
+        return self._add(key, "base", model, arrays.spec_of(model)[0].nbytes)
 
     def add_rules(self, codec: Codec, spec: Spec) -> bytes:
         """Keep the rule table of a codec for one spec and return its digest."""

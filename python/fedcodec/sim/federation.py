@@ -94,6 +94,14 @@ def encode_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
+def require_device(device: str) -> None:
+    """Raise `ValueError` unless torch computes on a device."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"torch cannot use the device {device!r}: {error}") from error
+
+
 def prepare(settings: Settings, seed: int) -> tuple[Dataset, list[NDArray[np.int64]]]:
     """Return the data set and each client's samples: all that can fail for want of something on this machine.
 
@@ -104,10 +112,7 @@ def prepare(settings: Settings, seed: int) -> tuple[Dataset, list[NDArray[np.int
     ValueError
         If the settings do not fit the data set or this machine.
     """
-    try:
-        torch.zeros(1, device=settings.device).item()
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"torch cannot use the device {settings.device!r}: {error}") from error
+    require_device(settings.device)
     data = load_dataset(settings.dataset, settings.data_dir)
     labels, generator = data.train_labels.numpy(), np.random.default_rng([seed, 0])
     if settings.dirichlet is None:
