@@ -415,7 +415,7 @@ def send(
     if repair == way:
         sender = _changes(start, way, seed)
     else:
-        sender = _weights(start, _past_averages(start.weights, fc.parse(repair)), repaired=True)
+        sender = _weights(start, _past_averages(start.weights, fc.parse(repair)), feedback=True)
     return {"way": way, **asdict(_spend(task, start, seed, _Way(way, 0, sender), on_step))}
 
 
@@ -429,8 +429,8 @@ def compare(
     """Train the federation of `send` with trained autoencoders and with principal components, in several ways.
 
     They send weights, as in the paper: by decoders of each collaborator's own or by the first one's for both, whose
-    other half then has to travel too; the decoders as float32 or int8. Where `REPAIR` follows, what is still missing
-    is added to the next weights.
+    other half then has to travel too; the decoders as float32 or int8. `REPAIR` follows once without
+    error feedback: what an autoencoder always misses of weights would add up.
 
     Parameters
     ----------
@@ -494,11 +494,11 @@ def _changes(start: _Start, text: str, seed: int) -> _Sender:
 
 
 def _weights(
-    start: _Start, codec: Callable[[int, Update, int], fc.Codec], *, repaired: bool
+    start: _Start, codec: Callable[[int, Update, int], fc.Codec], *, feedback: bool
 ) -> _Sender:
     """Send weights by a codec of the collaborator, the average it began with and the round.
 
-    Where they are repaired, what is still missing is added to the next ones.
+    With feedback, what is still missing is added to the next ones: for codecs that code what changed since the average.
     """
     missing = [{name: 0 * array for name, array in start.weights.items()} for _ in start.parts]
 
@@ -507,7 +507,7 @@ def _weights(
         wanted = {name: array + missing[client][name] for name, array in update.items()}
         payload = of.encode(wanted, framing="reference")
         decoded = fc.decode(payload, like=update, shared=_holding([of]))
-        if repaired:
+        if feedback:
             missing[client] = {name: wanted[name] - decoded[name] for name in wanted}
         return len(payload), decoded
 
@@ -539,13 +539,13 @@ def _ways(fitted: Sequence[_Fitted], start: _Start) -> Iterator[_Way]:
                 (f"{form} decoder each", each, lambda client, *_, of=codecs: of[client]),
                 (f"one {form} decoder", both, lambda *_, of=codecs: of[0]),
             ):
-                yield _Way(f"{kind}, {name}", before, _weights(start, codec, repaired=False))
+                yield _Way(f"{kind}, {name}", before, _weights(start, codec, feedback=False))
             if kind == "autoencoder" and form == "int8":
                 mended = [fc.Residual(codec | fc.Int8(), repair) for codec in codecs]
                 yield _Way(
                     f"{kind}, int8 decoder each, then {REPAIR}",
                     each,
-                    _weights(start, lambda client, *_, of=mended: of[client], repaired=True),
+                    _weights(start, lambda client, *_, of=mended: of[client], feedback=False),
                 )
 
 
