@@ -20,7 +20,10 @@ NAMES = [
     for module in pkgutil.walk_packages(fc.__path__, "fedcodec.")
     if not module.name.endswith("_native")
 ]
-OPTIONAL = {"torch", "click", "rich", "safetensors", "matplotlib", "sklearn", "scipy", "ml_dtypes"}
+OPTIONAL = {
+    *("torch", "click", "rich", "safetensors", "matplotlib", "sklearn", "scipy", "ml_dtypes"),
+    *("flwr", "nvflare", "openfl"),
+}
 ERRORS = {"BackendError", "DecodeError", "FedcodecError", "NonFiniteError", "SpecMismatch"}
 # Plain records and bases: what they are used for has the example.
 WITHOUT_EXAMPLE = {
