@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto tests $(PYTEST_ARGS)
 WORKFLOW := $(BIN)/cmake --workflow --preset
 CXX_SOURCES := $(shell find csrc tests/native tests/cuda_emulator -name '*.cc' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test bench test-all test-native test-neon test-asan test-cuda test-slow test-isa build lint tidy format clean
+.PHONY: demo test bench test-all test-native test-neon test-asan test-cuda test-slow test-isa test-engines build lint tidy format clean
 
 demo: build
 	$(BIN)/fedcodec simulate --output out/demo
@@ -27,7 +27,7 @@ bench: .venv/bench
 	$(BIN)/fedcodec bench --output benchmarks/results $(BENCH_ARGS)
 
 # CI reads the closing line of the last run, so one that has passing tests on every machine ends it.
-test-all: lint tidy test-native test-neon test-asan test-cuda test-slow test-isa
+test-all: lint tidy test-native test-neon test-asan test-cuda test-slow test-engines test-isa
 
 test-native: build
 	$(WORKFLOW) native
@@ -83,6 +83,13 @@ test-isa: build
 	  echo "FEDCODEC_ISA=$$isa"; \
 	  FEDCODEC_ISA=$$isa $(PYTEST) -m 'native and not slow' || exit; \
 	done
+
+# Each framework in an environment of its own: what they need does not go together.
+test-engines: build
+	$(call ENVIRONMENT,build/flower)
+	$(PIP) --python build/flower/bin/python install --quiet $(CONSTRAIN) 'flwr[simulation]>=1.41,<1.43'
+	$(call INSTALL_IN,build/flower) .
+	build/flower/bin/python -m pytest -q tests/test_flower.py tests/test_flower_engines.py -m '' $(PYTEST_ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check
