@@ -1,6 +1,7 @@
 """Flower's own processes on this machine, with counted and shaped links; all end with the block that started them."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -188,16 +189,13 @@ class Engine:
         for process in [*self.nodes.values(), self.superlink]:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        for process in [*self.nodes.values(), self.superlink]:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        with contextlib.suppress(TimeoutError):
+            _wait(lambda: not _marked(self.mark), "processes are left", 10)
         for link in self.links:
             link.close()
         for process in _marked(self.mark):
             os.kill(process, signal.SIGKILL)
-        for process in self.runs:
+        for process in [*self.runs, *self.nodes.values(), self.superlink]:
             process.wait()
         _wait(lambda: not _marked(self.mark), "processes are left", 10)
 

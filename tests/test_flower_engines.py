@@ -37,7 +37,7 @@ def test_bytes_of_48_megabytes(deployment):
     int8, coded, result = measured(deployment, model="48 MB", uplink="int8", downlink="int8")
     sparse, _, _ = measured(deployment, model="48 MB", uplink="topk(0.01) | int8")
     for node in range(2):
-        up, down, _ = raw[node] / int8[node]
+        up = raw[node, 0] / int8[node, 0]
         print(
             f"node {node}: int8: uplink {up:.2f}x, both {raw[node, :2].sum() / int8[node, :2].sum():.2f}x"
         )

@@ -113,7 +113,7 @@ class Log:
                 continue
             partition = reply.content["metrics"]["partition"]
             weights = plain(reply.content["arrays"])
-            so_far = self.arrived.setdefault(partition, {name: 0.0 for name in weights})
+            so_far = self.arrived.setdefault(partition, dict.fromkeys(weights, 0.0))
             for name, array in weights.items():
                 so_far[name] = so_far[name] + array.astype("f8") - self.base[name]
 
