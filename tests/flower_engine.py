@@ -190,14 +190,14 @@ class Engine:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            _wait(lambda: not _marked(self.mark), "processes are left", 10)
+            _wait(lambda: not marked(self.mark), "processes are left", 10)
         for link in self.links:
             link.close()
-        for process in _marked(self.mark):
+        for process in marked(self.mark):
             os.kill(process, signal.SIGKILL)
         for process in [*self.runs, *self.nodes.values(), self.superlink]:
             process.wait()
-        _wait(lambda: not _marked(self.mark), "processes are left", 10)
+        _wait(lambda: not marked(self.mark), "processes are left", 10)
 
     def _start(self, name, *words):
         with open(self.folder / f"{name}.log", "a") as log:
@@ -228,7 +228,7 @@ def _wait(condition, message, seconds):
         time.sleep(0.1)
 
 
-def _marked(mark):
+def marked(mark):
     """Return the processes that an engine started, and those that they did."""
     found = []
     for entry in Path("/proc").iterdir():

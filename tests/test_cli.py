@@ -81,6 +81,7 @@ def test_simulate_passes_its_options_on(invoke, tmp_path):
         "link": "nb-iot",
         "average_last": 2,
         "evaluate_every": 2,
+        "engine": "built-in",
         "device": "cpu",
     }
 

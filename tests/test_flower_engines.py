@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from flower_app.engine_app import SHAPES, initial, step
-from flower_engine import Engine, _marked
+from flower_engine import Engine, free_port, marked
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +23,7 @@ pytestmark = pytest.mark.slow
 def deployment(tmp_path_factory):
     with Engine(tmp_path_factory.mktemp("deployment")) as engine:
         yield engine
-    assert _marked(engine.mark) == []
+    assert marked(engine.mark) == []
 
 
 def measured(engine, **config):
@@ -111,9 +115,47 @@ def test_simulation(tmp_path):
             flush=True,
         )
         assert (output / "result.json").exists(), log + engine.log("superlink")
-    assert _marked(engine.mark) == []
+    assert marked(engine.mark) == []
     for partition in range(4):
         arrived = np.load(output / f"arrived-{partition}.npz")["weight"]
         wanted = sum(step("1 kB", partition, number)["weight"] for number in (1, 2, 3, 1))
         assert np.allclose(arrived, wanted, atol=1e-5)
-    assert os.environ.get("FEDCODEC_ENGINE") is None
+
+
+def test_the_simulator_gives_the_same_curve_on_both_engines(tmp_path):
+    histories = []
+    for engine in ("built-in", "flower"):
+        output = tmp_path / engine
+        command = [sys.executable, "-m", "fedcodec.cli", "simulate", "--engine", engine]
+        command += ["--clients", "6", "--clients-per-round", "4", "--rounds", "4"]
+        command += ["--codec", "topk(0.1) | int8(stochastic=True)", "--jobs", "1"]
+        command += ["--downlink", "int8(stochastic=True)", "--output", str(output)]
+        subprocess.run(command, check=True, timeout=300)
+        report = json.loads((output / "report.json").read_text())
+        assert report["settings"]["engine"] == engine
+        (run,) = report["runs"]
+        histories.append(run["history"])
+    for key in ("accuracy", "loss"):
+        assert histories[0][key] == histories[1][key]
+    assert len(set(histories[0]["accuracy"])) > 1
+    for here, there in zip(*(history["uplink_bytes"] for history in histories), strict=True):
+        assert here < there < here + 4 * 40  # the name of the model, and nothing else
+
+
+@pytest.mark.parametrize("way", ["simulation", "deployment"])
+def test_the_example(way):
+    example = Path(__file__).parents[1] / "examples" / "flower"
+    environment = os.environ | {"PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, example / "run.py", way],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    accuracies = [float(text) for text in re.findall(r"'accuracy': '([0-9.e+-]+)'", done.stdout)]
+    assert len(accuracies) == 5, done.stdout
+    assert accuracies[-1] > 0.9
+    assert max(map(float, re.findall(r"uplink-bytes': '([0-9.e+-]+)'", done.stdout))) < 600

@@ -23,7 +23,7 @@ import fedcodec as fc
 
 from .bench.data import DISTRIBUTIONS
 from .sim.links import LINKS
-from .sim.settings import DATASETS, DEFAULT_CODECS, MODELS, Settings
+from .sim.settings import DATASETS, DEFAULT_CODECS, ENGINES, MODELS, Settings
 
 if TYPE_CHECKING:
     from .sim.cells import Planned
@@ -155,10 +155,16 @@ def parse_widths(context: click.Context, parameter: click.Parameter, value: str)
 @click.option("--evaluate-every", type=click.IntRange(1), default=Settings.evaluate_every)
 @click.option("--device", default=Settings.device, help="Of torch.")
 @click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=Settings.engine,
+    help="What runs the clients: a loop, or Flower's simulation (needs flwr[simulation]); accuracy is the same.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(1),
     default=lambda: os.cpu_count() or 1,
-    help="Runs in parallel.  [default: all CPUs]",
+    help="Runs in parallel, of the built-in engine.  [default: all CPUs]",
     show_default=False,
 )
 @click.option(

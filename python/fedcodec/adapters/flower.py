@@ -309,6 +309,10 @@ class CodecGrid(Grid):  # type: ignore[misc]
         """Return the 8 bytes that name a message to train, of which stochastic stages draw: others for each."""
         return secrets.token_bytes(_TICKET_BYTES)
 
+    def downlink_seed(self, digest: bytes) -> int:
+        """Return what stochastic stages draw of on the way down, by default another for each model."""
+        return int.from_bytes(digest, "little")
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages with their models encoded; messages and records of the caller stay as they are.
 
@@ -347,9 +351,16 @@ class CodecGrid(Grid):  # type: ignore[misc]
         -------
         iterable of flwr.app.Message
         """
-        streamed = isinstance(messages, _Streamed)
-        replies = self._replies(self.push_messages(messages), timeout, one_by_one=streamed)
-        return replies if streamed else [self._decoded(reply) for reply in replies]
+        if isinstance(messages, _Streamed):
+            return self.stream(messages, timeout=timeout)
+        replies = self._replies(self.push_messages(messages), timeout, one_by_one=False)
+        return [self._decoded(reply) for reply in replies]
+
+    def stream(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send messages and return their replies as they arrive, payloads as they are, for a `ReplySum`."""
+        return self._replies(self.push_messages(messages), timeout, one_by_one=True)
 
     def _outgoing(self, message: Message, known: dict[int, tuple[ArrayRecord, _Model]]) -> Message:
         found = _only(message.content, ArrayRecord)
@@ -393,7 +404,7 @@ class CodecGrid(Grid):  # type: ignore[misc]
         if digest not in self._models:
             name = digest
             if self._downlink is not None:
-                payload = self._downlink.encode(arrays)
+                payload = self._downlink.encode(arrays, seed=self.downlink_seed(digest))
                 travelling = _packed("model", payload)
                 name = fc.digest(fc.decode(payload, like=schema))
             elif spec == schema:
@@ -532,9 +543,9 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the replies; see `FedAvg`."""
-        total = _Total(self._grid, self.weighted_by_key)
+        total = ReplySum(self._grid, self.weighted_by_key)
         valid, _ = self._check_and_log_replies(
-            map(total.added, replies), is_train=True, validate=False
+            map(total.add, replies), is_train=True, validate=False
         )
         if not valid:
             return None, None
@@ -543,17 +554,25 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]
         return total.mean(), metrics
 
 
-class _Total:
-    """The sum of the replies of a round."""
+class ReplySum:
+    """The weighted sum of what training changed, straight from payloads, in float32.
 
-    def __init__(self, grid: CodecGrid, weighted_by: str) -> None:
+    Parameters
+    ----------
+    grid : CodecGrid
+        Which `stream` the replies came from.
+    weighted_by : str
+        The key of the weight in a reply's metrics.
+    """
+
+    def __init__(self, grid: CodecGrid, weighted_by: str = "num-examples") -> None:
         self._grid = grid
         self._weighted_by = weighted_by
         self._model: _Model | None = None
         self._sum = fc.Aggregator()
 
-    def added(self, reply: Message) -> Message:
-        """Add a reply and return what else is in it."""
+    def add(self, reply: Message) -> Message:
+        """Add a reply and return what else is in it; an error reply in its place if it cannot be added."""
         if reply.has_error():
             return reply
         try:
@@ -578,16 +597,27 @@ class _Total:
                 del rest.content[key]
         return rest
 
+    def change(self) -> Arrays:
+        """Return the mean of what was added, and forget it.
+
+        Raises
+        ------
+        ValueError
+            If nothing of positive weight was added.
+        """
+        total, self._sum = self._sum, fc.Aggregator()
+        mean: Arrays = total.mean()
+        return mean
+
     def mean(self) -> ArrayRecord | None:
-        """Return the model plus the mean of what was added."""
+        """Return the model plus that mean; None where nothing of positive weight was added."""
         if self._model is None or self._sum.weight == 0:
             return None
-        mean = self._sum.mean()
-        del self._sum  # its memory is wanted
+        change = self.change()
         base = self._model.arrays()
         record = ArrayRecord()
-        for name in list(mean):
-            record[name] = Array(_plus(base.pop(name), mean.pop(name)))
+        for name in list(change):
+            record[name] = Array(_plus(base.pop(name), change.pop(name)))
         return record
 
     def _weight(self, reply: Message) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -152,48 +153,67 @@ def simulate(
         If the settings do not fit the data set or this machine, or the codec's text is not one.
     """
     data, parts = prepare(settings, seed)
+    exchange = _InProcess(settings, codec, seed, data.to(settings.device), parts)
+    return federate(settings, codec, seed, data, exchange, on_round)
+
+
+class Exchange(NamedTuple):
+    """What one round brought the server.
+
+    Attributes
+    ----------
+    mean : dict of str to array
+        Of the clients' deltas, weighted by their numbers of samples.
+    uplink_bytes, downlink_bytes : list of int
+        Of each sampled client.
+    encode_seconds, decode_seconds : float
+        See `Timing`.
+    """
+
+    mean: Update
+    uplink_bytes: list[int]
+    downlink_bytes: list[int]
+    encode_seconds: float
+    decode_seconds: float
+
+
+def federate(
+    settings: Settings,
+    codec: str,
+    seed: int,
+    data: Dataset,
+    exchange: Callable[[int, list[int], Update], Exchange],
+    on_round: Callable[[], None] | None = None,
+) -> Run:
+    """Run the server's side of `simulate`, whatever engine runs the clients.
+
+    Parameters
+    ----------
+    settings, codec, seed, on_round
+        As for `simulate`.
+    data : Dataset
+        For the evaluation.
+    exchange : callable
+        Takes the round's number, the sampled clients and the weights, and returns what came back.
+
+    Returns
+    -------
+    Run
+    """
     data = data.to(settings.device)
     model = FlatModel(build_model(settings.model, data, settings.hidden, seed), settings.device)
     sampling = np.random.default_rng([seed, 1])
     weights = model.named(model.weights)
-    spec = fc.Spec.of(weights)
     link = parse_link(settings.link)
-    clients = Clients(settings, codec, seed)
-    delta_codec = settings.downlink_delta
-    broadcast = Dense(settings.downlink) if delta_codec is None else Delta(delta_codec)
     history, timing = History(), Timing()
 
     for number in range(1, settings.rounds + 1):
-        place = f"{codec}, seed {seed}, round {number}"
         round_start = perf_counter()
         sampled = sampling.choice(
             settings.clients, settings.clients_per_round, replace=False
         ).tolist()
-        server_seed = encode_seed(seed, number, "server")
-        with _explained(f"{place}, server"):
-            received, downlink_bytes = broadcast.send(weights, sampled, server_seed)
-        model.load(received)
-        start = model.weights.clone()
-        aggregator = fc.Aggregator(like=spec)
-        uplink_bytes, encode_seconds, decode_seconds = [], 0.0, 0.0
-        for client in sampled:
-            model.weights.copy_(start)
-            batches = np.random.default_rng([seed, 2, number, client])
-            _train_locally(settings, data, model, parts[client], batches)
-            delta = model.named(model.weights - start)
-            before_encode = perf_counter()
-            with _explained(f"{place}, client {client}"):
-                payload = clients.encode(client, delta, number)
-            before_decode = perf_counter()
-            aggregator.add(payload, weight=len(parts[client]))
-            decode_seconds += perf_counter() - before_decode
-            encode_seconds += before_decode - before_encode
-            clients.accept(client)
-            uplink_bytes.append(len(payload))
-        before_mean = perf_counter()
-        mean = aggregator.mean()
-        decode_seconds += perf_counter() - before_mean
-        weights = {name: weights[name] + mean[name] for name in weights}
+        came = exchange(number, sampled, weights)
+        weights = {name: weights[name] + came.mean[name] for name in weights}
 
         accuracy, loss = None, None
         counts = number > settings.rounds - settings.average_last
@@ -202,17 +222,61 @@ def simulate(
             accuracy, loss = model.evaluate(data.test_images, data.test_labels)
         history.accuracy.append(accuracy)
         history.loss.append(loss)
-        history.uplink_bytes.append(sum(uplink_bytes))
-        history.downlink_bytes.append(sum(downlink_bytes))
-        history.largest_payload_bytes.append(max(uplink_bytes))
-        history.transfer_seconds.append(max(map(link.seconds, downlink_bytes, uplink_bytes)))
-        timing.encode_seconds.append(encode_seconds)
-        timing.decode_seconds.append(decode_seconds)
+        history.uplink_bytes.append(sum(came.uplink_bytes))
+        history.downlink_bytes.append(sum(came.downlink_bytes))
+        history.largest_payload_bytes.append(max(came.uplink_bytes))
+        history.transfer_seconds.append(
+            max(map(link.seconds, came.downlink_bytes, came.uplink_bytes))
+        )
+        timing.encode_seconds.append(came.encode_seconds)
+        timing.decode_seconds.append(came.decode_seconds)
         timing.round_seconds.append(perf_counter() - round_start)
         if on_round is not None:
             on_round()
     sizes = [array.size for array in weights.values()]
     return Run(codec, seed, sum(sizes), ideal_bytes(fc.parse(codec), sizes), history, timing)
+
+
+class _InProcess:
+    """The exchange of the built-in loop: one client after another, on one copy of the network."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        codec: str,
+        seed: int,
+        data: Dataset,
+        parts: Sequence[NDArray[np.int64]],
+    ) -> None:
+        self._settings, self._codec, self._seed = settings, codec, seed
+        self._training = LocalTraining(settings, seed, data, parts)
+        self._clients = Clients(settings, codec, seed)
+        delta = settings.downlink_delta
+        self._broadcast = Dense(settings.downlink) if delta is None else Delta(delta)
+
+    def __call__(self, number: int, sampled: list[int], weights: Update) -> Exchange:
+        place = f"{self._codec}, seed {self._seed}, round {number}"
+        server_seed = encode_seed(self._seed, number, "server")
+        with _explained(f"{place}, server"):
+            received, downlink_bytes = self._broadcast.send(weights, sampled, server_seed)
+        aggregator = fc.Aggregator(like=fc.Spec.of(weights))
+        uplink_bytes, encode_seconds, decode_seconds = [], 0.0, 0.0
+        for client in sampled:
+            trained = self._training(client, number, received)
+            before_encode = perf_counter()
+            delta = {name: trained[name] - received[name] for name in received}
+            with _explained(f"{place}, client {client}"):
+                payload = self._clients.encode(client, delta, number)
+            before_decode = perf_counter()
+            aggregator.add(payload, weight=self._training.samples(client))
+            decode_seconds += perf_counter() - before_decode
+            encode_seconds += before_decode - before_encode
+            self._clients.accept(client)
+            uplink_bytes.append(len(payload))
+        before_mean = perf_counter()
+        mean = aggregator.mean()
+        decode_seconds += perf_counter() - before_mean
+        return Exchange(mean, uplink_bytes, downlink_bytes, encode_seconds, decode_seconds)
 
 
 @contextmanager
@@ -293,25 +357,42 @@ class Delta:
         return self._public, costs
 
 
-def _train_locally(
-    settings: Settings,
-    data: Dataset,
-    model: FlatModel,
-    part: NDArray[np.int64],
-    generator: np.random.Generator,
-) -> None:
-    orders = [
-        torch.from_numpy(generator.permutation(part)).to(settings.device)
-        for _ in range(settings.local_epochs)
-    ]
-    model.train(
-        data.train_images,
-        data.train_labels,
-        orders,
-        settings.batch_size,
-        settings.learning_rate,
-        settings.momentum,
-    )
+class LocalTraining:
+    """What clients do with the weights that they get, in every engine: batches depend on seed, round and client."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        seed: int,
+        data: Dataset,
+        parts: Sequence[NDArray[np.int64]],
+    ) -> None:
+        self._settings, self._seed, self._data, self._parts = settings, seed, data, parts
+        network = build_model(settings.model, data, settings.hidden, seed)
+        self._model = FlatModel(network, settings.device)
+
+    def samples(self, client: int) -> int:
+        """Return the number of a client's samples."""
+        return len(self._parts[client])
+
+    def __call__(self, client: int, number: int, weights: Update) -> Update:
+        """Return the weights that a client has trained in the round of this number."""
+        settings, model = self._settings, self._model
+        generator = np.random.default_rng([self._seed, 2, number, client])
+        orders = [
+            torch.from_numpy(generator.permutation(self._parts[client])).to(settings.device)
+            for _ in range(settings.local_epochs)
+        ]
+        model.load(weights)
+        model.train(
+            self._data.train_images,
+            self._data.train_labels,
+            orders,
+            settings.batch_size,
+            settings.learning_rate,
+            settings.momentum,
+        )
+        return model.named(model.weights)
 
 
 def _decode(payload: bytes, like: Update) -> Update:

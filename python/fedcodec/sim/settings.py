@@ -12,6 +12,7 @@ from .links import parse_link
 
 DATASETS = ("digits", "fashion-mnist", "mnist", "cifar10")
 MODELS = ("mlp", "cnn")
+ENGINES = ("built-in", "flower")
 DEFAULT_CODECS = (
     "raw",
     "int8",
@@ -41,6 +42,9 @@ class Settings:
         Rounds whose mean is the result; they are always evaluated.
     evaluate_every : int
         Evaluate each so many rounds before those.
+    engine : str
+        What runs the clients: a loop in one process, or Flower's simulation, which shares them out among processes.
+        Both give the same accuracy for the same seed.
     """
 
     dataset: str = "digits"
@@ -62,6 +66,7 @@ class Settings:
     average_last: int = 20
     evaluate_every: int = 1
     device: str = "cpu"
+    engine: str = "built-in"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before anything is trained."""
@@ -93,6 +98,10 @@ class Settings:
             raise ValueError(
                 "with a downlink delta, whole weights travel as raw: clients must end up with the same"
             )
+        if self.engine not in ENGINES:
+            raise ValueError(f"unknown engine {self.engine!r}; one of {', '.join(ENGINES)}")
+        if self.engine == "flower" and (self.device != "cpu" or self.downlink_delta is not None):
+            raise ValueError("with the engine flower, clients are on CPUs and get whole weights")
         parse_link(self.link)
         fc.parse(self.downlink)
         fc.parse(self.downlink_delta or "raw")

@@ -62,7 +62,8 @@ def run_study(
         Texts of the uplink codecs.
     seeds : sequence of int
     jobs : int
-        Processes to use. Above one, the calling module must be importable (guard it by ``__name__``).
+        Processes to use, but for Flower's engine. Above one, the calling module must be importable (guard it by
+        ``__name__``).
     on_round : callable, optional
         Called with the codec's text and the seed after each round of a run.
 
@@ -77,12 +78,23 @@ def run_study(
         See `check_study`.
     NonFiniteError
         If training diverges.
+    BackendError
+        If the engine is not installed.
     ChildProcessError
         If a process ended by itself.
     """
     texts = check_study(settings, codecs, seeds)
     cells = [(text, seed) for text in texts for seed in seeds]
     notify = on_round or (lambda codec, seed: None)
+    if settings.engine == "flower":
+        try:
+            import ray  # noqa: F401
+
+            from .flower import simulate_in_flower
+        except ImportError as error:
+            raise fc.BackendError(f"the engine flower needs flwr[simulation]: {error}") from error
+        # One after another: each uses all processors.
+        return [simulate_in_flower(settings, *cell, partial(notify, *cell)) for cell in cells]
     return run_cells(
         [partial(simulate, settings, *cell) for cell in cells],
         jobs,
