@@ -18,6 +18,7 @@ from .spec import Spec, TensorSpec
 from .state import Locked, State, as_array, locked
 
 _STATE_VERSION = 1
+_PART = 1 << 16  # values of a mean at once, which stay in the processor's cache
 _MAX = {
     "float16": 65504.0,
     "bfloat16": (2 - 2.0**-7) * 2.0**127,
@@ -235,11 +236,7 @@ class Aggregator(Locked):
         means = []
         with np.errstate(over="ignore"):
             for total, tensor in zip(self._sums, self._spec.untied, strict=True):
-                mean = np.zeros(total.size)
-                # Widens, in whatever mode the caller's thread is.
-                ops.backend().accumulate(mean, total, 1.0)
-                mean /= self.weight
-                means.append(_rounded(mean, tensor))
+                means.append(_mean(total, self.weight, tensor))
         return arrays.build(
             self._spec,
             arrays.shaped(means, self._spec),
@@ -376,6 +373,23 @@ def _added(first: tuple[float, float], second: tuple[float, float]) -> tuple[flo
 
 def _is_float(tensor: TensorSpec) -> bool:
     return dtypes.BY_NAME[tensor.dtype].is_float
+
+
+def _mean(total: Storage, weight: float, tensor: TensorSpec) -> Storage:
+    """Divide a sum in float64, a part at a time: the whole would be two more models."""
+    means = np.empty(0, np.uint8)
+    for start in range(0, max(1, total.size), _PART):
+        part = total[start : start + _PART]
+        mean = np.zeros(part.size)
+        # Widens, in whatever mode the caller's thread is.
+        ops.backend().accumulate(mean, part, 1.0)
+        mean /= weight
+        rounded = _rounded(mean, tensor)
+        each = rounded.size // max(1, part.size)
+        if start == 0:
+            means = np.empty(each * total.size, rounded.dtype)
+        means[each * start : each * (start + _PART)] = rounded
+    return means
 
 
 def _rounded(mean: Storage, tensor: TensorSpec) -> Storage:

@@ -1,8 +1,9 @@
 """Clients that add known numbers to models of chosen sizes, and a server that writes down what arrived."""
 
+import gc
 import json
 import logging
-import resource
+import re
 import time
 from pathlib import Path
 
@@ -118,6 +119,20 @@ class Log:
                 so_far[name] = so_far[name] + array.astype("f8") - self.base[name]
 
 
+class Repeated(CodecGrid):
+    """Takes every node for several clients."""
+
+    repeat = 1
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() for _ in range(self.repeat)]
+
+
+def memory(what):
+    """Return kilobytes that this process has (VmRSS), or had at most (VmHWM)."""
+    return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
 server = ServerApp()
 
 
@@ -129,15 +144,19 @@ def main(grid, context):
     kind = log.of(StreamingFedAvg if config["streaming"] else FedAvg)
     options = {"poll_seconds": 0.2, "downlink": config["downlink"] or None}
     arrays = ArrayRecord({name: Array(a) for name, a in initial(config["model"]).items()})
-    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the most starts at what there is now
+    idle = memory("VmRSS")
 
     def start(uplink, rounds):
         strategy = kind(
             fraction_evaluate=float(config["evaluate"]),
             min_train_nodes=config["clients"],
+            min_evaluate_nodes=config["clients"] if config["evaluate"] else 0,
             min_available_nodes=config["clients"],
         )
-        codec_grid = CodecGrid(grid, uplink=uplink or None, **options)
+        codec_grid = Repeated(grid, uplink=uplink or None, **options)
+        codec_grid.repeat = config["repeat"]
         return strategy.start(
             codec_grid, arrays, num_rounds=rounds, timeout=config["timeout"]
         ).arrays
@@ -145,6 +164,7 @@ def main(grid, context):
     arrays = start(config["uplink"], config["rounds"])
     if config["flush"]:  # what clients hold back comes with a lossless codec
         arrays = start("raw", 1)
+    peak = memory("VmHWM")
     output = Path(config["output"])
     np.savez(output / "arrays.npz", **plain(arrays))
     for partition, arrived in log.arrived.items():
@@ -154,7 +174,7 @@ def main(grid, context):
         "metrics": log.metrics,
         "errors": log.errors,
         "idle": idle,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak": peak,
     }
     (output / "result.json").write_text(json.dumps(result))
     logging.getLogger("flwr").info("done")

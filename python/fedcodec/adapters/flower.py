@@ -7,7 +7,10 @@ its ArrayRecord, with the serialization type ``fedcodec.v1``.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
+import gc
 import logging
 import secrets
 import time
@@ -360,7 +363,9 @@ class CodecGrid(Grid):  # type: ignore[misc]
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Send messages and return their replies as they arrive, payloads as they are, for a `ReplySum`."""
-        return self._replies(self.push_messages(messages), timeout, one_by_one=True)
+        names = self.push_messages(messages)
+        gc.collect(1)
+        return self._replies(names, timeout, one_by_one=True)
 
     def _outgoing(self, message: Message, known: dict[int, tuple[ArrayRecord, _Model]]) -> Message:
         found = _only(message.content, ArrayRecord)
@@ -427,7 +432,9 @@ class CodecGrid(Grid):  # type: ignore[misc]
         waiting = {name for name in names if name is not None}
         while waiting:
             for asked in [[name] for name in waiting] if one_by_one else [list(waiting)]:
-                for reply in self._grid.pull_messages(asked):
+                arrived = list(self._grid.pull_messages(asked))
+                while arrived:
+                    reply = arrived.pop(0)
                     name = reply.metadata.reply_to_message_id
                     if name in waiting:
                         waiting.remove(name)
@@ -437,6 +444,9 @@ class CodecGrid(Grid):  # type: ignore[misc]
                             "node %d: a reply came twice and counts once",
                             reply.metadata.src_node_id,
                         )
+                    del reply
+                    if one_by_one:
+                        gc.collect(1)  # Flower leaves cycles, and payloads in them
             if end is not None and time.monotonic() >= end:
                 return
             if waiting:
@@ -606,6 +616,8 @@ class ReplySum:
             If nothing of positive weight was added.
         """
         total, self._sum = self._sum, fc.Aggregator()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the payloads took
         mean: Arrays = total.mean()
         return mean
 
