@@ -28,7 +28,7 @@ CODECS = {"uplink": "int8", "downlink": "int8"}
 def run(engine, **config):
     """Return what the ServerApp wrote down, and the bytes and requests of each link."""
     before = [link.counts() for link in engine.links]
-    output, log = engine.run(timeout=1200, **config)
+    output, log = engine.run(patience=1200, **config)
     if not (output / "result.json").exists():
         raise RuntimeError(log)
     counted = np.subtract([link.counts() for link in engine.links], before)
@@ -112,7 +112,7 @@ def memory():
                 evaluate=False,
                 clients=64,
                 repeat=32,
-                timeout=1000,
+                timeout=1000.0,
                 **config,
             )
             models = (result["peak"] - result["idle"]) * 1024 / 16e6

@@ -161,7 +161,7 @@ class Engine:
         words = [str(BIN / "flwr"), "run", str(app), "here", "--stream", "--run-config", text]
         return words + (["--federation-config", federation] if federation else []), output
 
-    def run(self, timeout=300, app=APP, federation=None, **config):
+    def run(self, patience=300, app=APP, federation=None, **config):
         """Run an app to its end; return the folder with what it wrote, and what was logged."""
         words, output = self.command(app, federation, **config)
         done = subprocess.run(
@@ -170,7 +170,7 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=patience,
             check=False,
             start_new_session=True,
         )

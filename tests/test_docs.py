@@ -106,6 +106,17 @@ def test_the_readme(tmp_path, monkeypatch):
     assert blocks
 
 
+def test_the_page_on_integrations(tmp_path, monkeypatch):
+    page = REPOSITORY / "docs" / "integrations.md"
+    if not page.exists():
+        pytest.skip("an installed package has no documentation")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+    whole = [block for block in blocks if block.startswith("import numpy")]
+    assert len(whole) == 1  # the others are lines of the frameworks' own programs, as in examples/
+    exec(compile(whole[0], str(page), "exec"), {"__name__": "page"})
+
+
 def test_the_readme_s_commands(tmp_path, monkeypatch):
     if not README.exists():
         pytest.skip("an installed package has no README")

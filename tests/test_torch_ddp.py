@@ -1,8 +1,10 @@
 """The hook of DistributedDataParallel, in two processes over gloo."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -151,6 +153,31 @@ def test_a_wrong_codec_is_named():
         CodecState("unknown(1)")
     with pytest.raises(TypeError, match="codec is 3"):
         CodecState(3)
+
+
+@pytest.mark.slow
+def test_the_example():
+    pytest.importorskip("sklearn")
+    example = Path(__file__).parents[1] / "examples" / "ddp" / "train.py"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*command, str(example)],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = re.search(r"accuracy ([0-9.]+), gradients ([0-9.]+) times smaller", done.stdout)
+    assert float(found[1]) > 0.85
+    assert float(found[2]) > 40
 
 
 if __name__ == "__main__":
