@@ -212,7 +212,7 @@ def test_clients_without_the_mod_take_part_where_models_come_uncompressed():
     none = start(fedavg(), loopback(names=(1, 2), mods=())[0])
     for key, array in mixed.arrays.items():
         assert np.allclose(array.numpy(), none.arrays[key].numpy(), atol=1e-5)
-    assert "fedcodec" in apps[2].saw[0].content
+    assert "fedcodec.v1" in apps[2].saw[0].content
 
 
 def test_a_server_without_the_grid_does_not_notice_the_mod():
@@ -362,6 +362,15 @@ def test_a_restarted_node_without_a_folder_starts_at_zero_and_says_so(caplog):
     once = {name: 2 * (step(name, 1) + step(name, 2)) + step(name, 1) for name in apps}
     assert np.allclose(arrived[2], once[2], atol=1e-4)
     assert np.abs(arrived[1] - once[1]).max() > 0.1
+
+
+def test_nodes_that_share_a_folder_are_told(tmp_path):
+    configs = {name: {"state-dir": str(tmp_path)} for name in (1, 2)}
+    inner, _ = loopback(configs=configs)
+    grid = Recorder(inner, uplink="topk(0.05)")
+    start(fedavg(), grid, rounds=2)
+    reasons = [r.error.reason for replies in grid.rounds for r in replies if r.has_error()]
+    assert any("each needs its own" in reason for reason in reasons)
 
 
 def test_without_error_feedback_nothing_is_kept():
@@ -534,6 +543,25 @@ def test_a_reply_with_a_bad_weight_is_refused(weight, caplog):
         result = start(fedavg(StreamingFedAvg), grid, rounds=1)
     assert "node 102: its reply was refused" in caplog.text
     assert result.arrays
+
+
+@pytest.mark.parametrize("array", ["not npy", "of another shape"])
+def test_streaming_refuses_arrays_that_cannot_be_added(array, caplog):
+    inner, apps = loopback(names=(1, 2, 3))
+    inner.nodes[102] = Node(102, apps[2])  # without the mod
+
+    def spoil(reply):
+        if reply.metadata.src_node_id == 102:
+            shape = Array(np.ones((3, 3), "f4"))
+            broken = Array("float32", (50, 10), "numpy.ndarray", b"\x93NUMPY rubbish")
+            reply.content["arrays"]["weight"] = broken if array == "not npy" else shape
+        return [reply]
+
+    inner.spoil = spoil
+    with _flower_log(caplog):
+        result = start(fedavg(StreamingFedAvg), CodecGrid(inner, uplink="int8", poll_seconds=0))
+    assert "node 102: its reply was refused" in caplog.text
+    assert result.arrays["weight"].numpy().shape == (50, 10)
 
 
 def test_streaming_needs_the_grid():

@@ -152,6 +152,13 @@ class ClientFeedback:
     Parameters
     ----------
     home : StateHome
+    owner : str, optional
+        Whose state it is from the next payload on.
+
+    Attributes
+    ----------
+    last_owner : str or None
+        Who sent the last payload; None if nobody did.
 
     Examples
     --------
@@ -165,14 +172,11 @@ class ClientFeedback:
     array([3., 0.], dtype=float32)
     """
 
-    def __init__(self, home: StateHome) -> None:
+    def __init__(self, home: StateHome, owner: str = "") -> None:
         self._home = home
+        self._owner = owner
         self._state = home.load()
-
-    @property
-    def exists(self) -> bool:
-        """Whether anything was sent before."""
-        return self._state is not None
+        self.last_owner: str | None = None if self._state is None else self._state["owner"]
 
     def encode(
         self,
@@ -230,7 +234,7 @@ class ClientFeedback:
             payload = encode()  # which raises where the update itself is at fault
             _LOG.warning("the residual is dropped: %s", error)
         # What was encoded says it all; the residual before it is for `reject(drop=True)`.
-        state = feedback.state_dict() | {"residual": None, "ticket": ticket}
+        state = feedback.state_dict() | {"residual": None, "ticket": ticket, "owner": self._owner}
         self._home.save(state)
         self._state = state
         return payload

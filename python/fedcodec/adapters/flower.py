@@ -13,6 +13,7 @@ import ctypes
 import gc
 import logging
 import secrets
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,9 +44,10 @@ from .client_state import ClientFeedback, FileHome, StateHome
 
 _LOG = logging.getLogger("flwr.fedcodec")  # Flower shows what its own loggers get
 
-_KEY = "fedcodec"
-_SERIALIZATION = "fedcodec.v1"
+_KEY = _SERIALIZATION = "fedcodec.v1"
+_STATE = "fedcodec"
 _TICKET_BYTES = 8
+_TRUSTED = fc.Limits(max_bytes=sys.maxsize)  # the server's app runs here anyway
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -61,7 +63,8 @@ def codec_mod(
     (``flower-supernode --node-config "state-dir='/var/lib/fedcodec/node-1'"``): the file outlives the SuperNode, a
     Context does not. Each node needs a folder of its own.
 
-    From a server without a `CodecGrid` messages pass as they are, and so do replies that hold other tensors than came.
+    From a server without a `CodecGrid`, or with one of another version, messages pass as they are, and so do replies
+    that hold other tensors than came.
 
     Parameters
     ----------
@@ -79,6 +82,8 @@ def codec_mod(
         If the model is not the one that the server sent.
     NonFiniteError
         If a weight is not finite; the residual is as before.
+    ValueError
+        If another node keeps its state in the same folder, or the file there is none of ours.
 
     Examples
     --------
@@ -91,7 +96,7 @@ def codec_mod(
         return call_next(message, context)
     key, record = found
     payload = _payload_of(record)
-    base = _arrays(record) if payload is None else fc.decode(payload)
+    base = _arrays(record) if payload is None else fc.decode(payload, limits=_TRUSTED)
     name = fc.digest(base)
     if name != config["base"]:
         raise fc.DecodeError(
@@ -128,13 +133,18 @@ def _encode(config: Mapping[str, Any], delta: Arrays, context: Context) -> bytes
     folder = context.node_config.get("state-dir")
     if folder is not None:
         home = FileHome(Path(str(folder)) / f"run-{context.run_id}.npz")
-    client = ClientFeedback(home)
-    if config["known"] and not client.exists:
+    node = str(context.node_id)
+    client = ClientFeedback(home, owner=node)
+    if config["known"] and client.last_owner is None:
         _LOG.warning(
-            "node %d holds no residual of run %d any more, which starts at zero: a folder state-dir in the node's "
+            "node %s holds no residual of run %d any more, which starts at zero: a folder state-dir in the node's "
             "config keeps it",
-            context.node_id,
+            node,
             context.run_id,
+        )
+    elif config["known"] and client.last_owner != node:
+        raise ValueError(
+            f"state-dir {folder} is that of node {client.last_owner} as well as of node {node}: each needs its own"
         )
     return client.encode(
         config["uplink"], delta, ticket=ticket, accepted=config["accepted"], base=base, seed=seed
@@ -148,14 +158,14 @@ class _ContextHome:
         self._records = records
 
     def load(self) -> dict[str, Any] | None:
-        plain = self._records.get(_KEY)
+        plain = self._records.get(_STATE)
         if not isinstance(plain, ConfigRecord):
             return None
         state: dict[str, Any] = dict(plain)
         for name in state.pop("none"):
             state[name] = None
         for name in state.pop("arrays"):
-            state[name] = _arrays(self._records[f"{_KEY}.{name}"])
+            state[name] = _arrays(self._records[f"{_STATE}.{name}"])
         return state
 
     def save(self, state: dict[str, Any]) -> None:
@@ -163,8 +173,8 @@ class _ContextHome:
         none = [name for name, value in state.items() if value is None]
         plain = {name: value for name, value in state.items() if name not in {*arrays, *none}}
         for name, value in arrays.items():
-            self._records[f"{_KEY}.{name}"] = _record(value)
-        self._records[_KEY] = ConfigRecord({**plain, "none": none, "arrays": list(arrays)})
+            self._records[f"{_STATE}.{name}"] = _record(value)
+        self._records[_STATE] = ConfigRecord({**plain, "none": none, "arrays": list(arrays)})
 
 
 @dataclass(frozen=True)
@@ -642,8 +652,11 @@ class ReplySum:
         found = _only(reply.content, ArrayRecord)
         if found is None:
             raise fc.DecodeError("it has not one ArrayRecord")
-        weights = _cast(_arrays(found[1]), model.spec)
-        delta = _difference(weights, model.arrays())
+        try:
+            arrays = _arrays(found[1])
+        except Exception as error:  # of NumPy, about a stranger's bytes
+            raise fc.DecodeError(f"an array of it cannot be read: {error}") from error
+        delta = _difference(_cast(arrays, model.spec), model.arrays())
         return fc.Raw().encode(delta, framing="reference", base=model.name)
 
 
