@@ -197,6 +197,13 @@ class _Model:
         decoded: Arrays = fc.decode(payload, like=self.spec)
         return decoded
 
+    def each(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Return the arrays one by one, in the memory of one where the model travels as it is."""
+        if _payload_of(self.record) is None:
+            return ((name, array.numpy()) for name, array in self.record.items())
+        arrays = self.arrays()
+        return ((name, arrays.pop(name)) for name in self.spec.names)
+
     def shared(self) -> fc.Shared:
         """Return what makes payloads against this model valid, and no others."""
         shared = fc.Shared()
@@ -636,10 +643,9 @@ class ReplySum:
         if self._model is None or self._sum.weight == 0:
             return None
         change = self.change()
-        base = self._model.arrays()
         record = ArrayRecord()
-        for name in list(change):
-            record[name] = Array(_plus(base.pop(name), change.pop(name)))
+        for name, base in self._model.each():
+            record[name] = Array(_plus(base, change.pop(name)))
         return record
 
     def _weight(self, reply: Message) -> Any:
