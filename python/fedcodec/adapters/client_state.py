@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Container
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -185,10 +185,11 @@ class ClientFeedback:
         *,
         ticket: bytes,
         accepted: Container[bytes] = (),
+        framing: Literal["inline", "reference"] = "reference",
         base: bytes | None = None,
         seed: int = 0,
     ) -> bytes:
-        """Encode an update and what its predecessors missed, framed by reference, and save the state.
+        """Encode an update and what its predecessors missed, and save the state.
 
         Parameters
         ----------
@@ -200,7 +201,7 @@ class ClientFeedback:
             update.
         accepted : container of bytes
             Tickets that the receiver took: that of the pending payload, if it is among them.
-        base, seed
+        framing, base, seed
             As for `Codec.encode`.
 
         Returns
@@ -221,7 +222,7 @@ class ClientFeedback:
             feedback = _settled(state, codec, accepted)
 
         def encode() -> bytes:
-            return feedback.encode(update, framing="reference", base=base, seed=seed)
+            return feedback.encode(update, framing=framing, base=base, seed=seed)
 
         try:
             payload = encode()
