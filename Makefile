@@ -90,6 +90,16 @@ test-engines: build
 	$(PIP) --python build/flower/bin/python install --quiet $(CONSTRAIN) 'flwr[simulation]>=1.41,<1.43'
 	$(call INSTALL_IN,build/flower) .
 	build/flower/bin/python -m pytest -q tests/test_flower.py tests/test_flower_engines.py -m '' $(PYTEST_ARGS)
+	$(call ENVIRONMENT,build/nvflare)
+	$(PIP) --python build/nvflare/bin/python install --quiet $(CONSTRAIN) 'nvflare>=2.9,<2.10'
+	$(call INSTALL_IN,build/nvflare) .
+	build/nvflare/bin/python -m pytest -q tests/test_nvflare.py \
+	  'tests/test_docs.py::test_examples_in_docstrings[fedcodec.adapters.nvflare]' -m '' $(PYTEST_ARGS)
+	$(call ENVIRONMENT,build/openfl)
+	$(PIP) --python build/openfl/bin/python install --quiet $(CONSTRAIN) 'openfl>=1.9,<1.10' 'numpy<2.4'
+	$(call INSTALL_IN,build/openfl) .
+	build/openfl/bin/python -m pytest -q tests/test_openfl.py \
+	  'tests/test_docs.py::test_examples_in_docstrings[fedcodec.adapters.openfl]' $(PYTEST_ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check
