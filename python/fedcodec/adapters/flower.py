@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -41,6 +42,7 @@ from flwr.serverapp.strategy import FedAvg
 import fedcodec as fc
 
 from .client_state import ClientFeedback, FileHome, StateHome
+from .models import model_codec
 
 _LOG = logging.getLogger("flwr.fedcodec")  # Flower shows what its own loggers get
 
@@ -197,13 +199,6 @@ class _Model:
         decoded: Arrays = fc.decode(payload, like=self.spec)
         return decoded
 
-    def each(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """Return the arrays one by one, in the memory of one where the model travels as it is."""
-        if _payload_of(self.record) is None:
-            return ((name, array.numpy()) for name, array in self.record.items())
-        arrays = self.arrays()
-        return ((name, arrays.pop(name)) for name in self.spec.names)
-
     def shared(self) -> fc.Shared:
         """Return what makes payloads against this model valid, and no others."""
         shared = fc.Shared()
@@ -279,14 +274,8 @@ class CodecGrid(Grid):  # type: ignore[misc]
         if isinstance(grid, CodecGrid):
             raise TypeError("the grid is a CodecGrid already")
         self._grid = grid
-        self._uplink = None if uplink is None else str(_codec(uplink))
-        self._downlink = None if downlink is None else _codec(downlink)
-        if self._downlink is not None and any(
-            pipeline.find("select") for pipeline in self._downlink.pipelines()
-        ):
-            raise ValueError(
-                f"downlink is {self._downlink}: models travel whole, it would set weights to zero"
-            )
+        self._uplink = None if uplink is None else str(fc.ErrorFeedback(uplink).codec)
+        self._downlink = None if downlink is None else model_codec(downlink)
         if models < 1:
             raise ValueError(f"models is {models}, it must be at least 1")
         if poll_seconds < 0:
@@ -643,9 +632,10 @@ class ReplySum:
         if self._model is None or self._sum.weight == 0:
             return None
         change = self.change()
+        base = self._model.arrays()
         record = ArrayRecord()
-        for name, base in self._model.each():
-            record[name] = Array(_plus(base, change.pop(name)))
+        for name in list(change):
+            record[name] = Array(_plus(base.pop(name), change.pop(name)))
         return record
 
     def _weight(self, reply: Message) -> Any:
@@ -708,7 +698,19 @@ def _only(content: RecordDict, kind: type[_Record]) -> tuple[str, _Record] | Non
 
 
 def _arrays(record: ArrayRecord) -> Arrays:
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: _view(array) for name, array in record.items()}
+
+
+def _view(array: Array) -> npt.NDArray[Any]:
+    """Return what `Array.numpy` does, but in the memory of the record, which stays as it is."""
+    file = BytesIO(array.data)
+    version = np.lib.format.read_magic(file)
+    if array.stype != "numpy.ndarray" or version != (1, 0):
+        copied: npt.NDArray[Any] = array.numpy()
+        return copied
+    shape, transposed, dtype = np.lib.format.read_array_header_1_0(file)
+    flat = np.frombuffer(array.data, dtype, offset=file.tell())
+    return flat.reshape(shape[::-1]).T if transposed else flat.reshape(shape)
 
 
 def _record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
@@ -767,7 +769,3 @@ def _sum(base: Arrays, delta: Arrays) -> Arrays:
         if not np.isfinite(array).all():
             raise fc.DecodeError(f"it would make {name!r} infinite")
     return weights
-
-
-def _codec(codec: fc.Codec | str) -> fc.Codec:
-    return fc.ErrorFeedback(codec).codec  # which checks it

@@ -35,6 +35,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 import fedcodec as fc
 
 from .client_state import ClientFeedback, FileHome
+from .models import model_codec
 
 _MARK = "fedcodec"  # in a DXO's meta: the framework of its tensors
 _PAYLOAD = "payload"
@@ -65,13 +66,12 @@ class ModelEncoder(DXOFilter):  # type: ignore[misc]
     >>> ModelEncoder("topk(0.01)")
     Traceback (most recent call last):
         ...
-    ValueError: the codec is topk(0.01): weights travel whole, it would set some to zero
+    ValueError: the codec is topk(0.01): models travel whole, it would set weights to zero
     """
 
     def __init__(self, codec: fc.Codec | str) -> None:
         super().__init__([DataKind.WEIGHTS], None)
-        self._parsed = fc.ErrorFeedback(codec).codec  # which checks it
-        _require_whole(self._parsed)
+        self._parsed = model_codec(codec)
         self.codec = str(self._parsed)  # jobs are written with what attributes say
         self._lock = threading.Lock()
         self._task: str | None = None
@@ -163,7 +163,7 @@ class UpdateEncoder(DXOFilter):  # type: ignore[misc]
             )
         else:
             if dxo.data_kind == DataKind.WEIGHTS:
-                _require_whole(self._parsed)
+                model_codec(self._parsed)  # which refuses those that leave some out
             payload = self._parsed.encode(dxo.data, seed=_seed(ticket))
         packed = _packed(dxo, payload)
         self.log_info(fl_ctx, f"the update takes {len(payload)} bytes")
@@ -299,11 +299,6 @@ def _like(dxo: DXO, data: dict[str, Any]) -> DXO:
     left = (_MARK, MetaKey.FILTER_HISTORY)
     meta = {key: value for key, value in dxo.meta.items() if key not in left}
     return DXO(dxo.data_kind, data, meta)
-
-
-def _require_whole(codec: fc.Codec) -> None:
-    if any(pipeline.find("select") for pipeline in codec.pipelines()):
-        raise ValueError(f"the codec is {codec}: weights travel whole, it would set some to zero")
 
 
 def _seed(name: str) -> int:

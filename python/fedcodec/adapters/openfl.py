@@ -27,6 +27,8 @@ from openfl.pipelines.pipeline import TransformationPipeline, Transformer
 
 import fedcodec as fc
 
+from .models import model_codec
+
 
 class CodecTransformer(Transformer):  # type: ignore[misc]
     """A tensor to a payload that says all that is needed to decode it, and back.
@@ -58,13 +60,8 @@ class CodecTransformer(Transformer):  # type: ignore[misc]
     """
 
     def __init__(self, codec: fc.Codec | str) -> None:
-        self.codec = fc.ErrorFeedback(codec).codec  # which checks it
-        pipelines = self.codec.pipelines()
-        if any(pipeline.find("select") for pipeline in pipelines):
-            raise ValueError(
-                f"the codec is {self.codec}: OpenFL stores whole models by it, some weights would be zero"
-            )
-        stages = [stage for pipeline in pipelines for stage in pipeline.stages]
+        self.codec = model_codec(codec)
+        stages = [stage for pipeline in self.codec.pipelines() for stage in pipeline.stages]
         self.lossy = not all(isinstance(stage, fc.Raw | fc.Lossless) for stage in stages)
 
     def forward(self, data: npt.NDArray[Any], **kwargs: Any) -> tuple[bytes, dict[str, Any]]:
