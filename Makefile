@@ -77,8 +77,9 @@ endif
 test-slow: build
 	$(PYTEST) -m slow
 
+# The one that make test has run is left out.
 test-isa: build
-	isas=$$($(BIN)/python -c 'from fedcodec import ops; print(*ops.available())') && \
+	isas=$$($(BIN)/python -c 'from fedcodec import ops; print(*(isa for isa in ops.available() if isa != ops.active()))') && \
 	for isa in $$isas; do \
 	  echo "FEDCODEC_ISA=$$isa"; \
 	  FEDCODEC_ISA=$$isa $(PYTEST) -m 'native and not slow' || exit; \
@@ -89,7 +90,8 @@ test-engines: build
 	$(call ENVIRONMENT,build/flower)
 	$(PIP) --python build/flower/bin/python install --quiet $(CONSTRAIN) 'flwr[simulation]>=1.41,<1.43'
 	$(call INSTALL_IN,build/flower) .
-	build/flower/bin/python -m pytest -q tests/test_flower.py tests/test_flower_engines.py -m '' $(PYTEST_ARGS)
+	build/flower/bin/python -m pytest -q -n auto tests/test_flower.py tests/test_flower_engines.py \
+	  'tests/test_docs.py::test_examples_in_docstrings[fedcodec.adapters.flower]' -m '' $(PYTEST_ARGS)
 	$(call ENVIRONMENT,build/nvflare)
 	$(PIP) --python build/nvflare/bin/python install --quiet $(CONSTRAIN) 'nvflare>=2.9,<2.10'
 	$(call INSTALL_IN,build/nvflare) .

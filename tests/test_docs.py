@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,10 @@ WITHOUT_EXAMPLE = {
 
 def load(name):
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():
+            if name.startswith("fedcodec.adapters."):
+                warnings.simplefilter("ignore", DeprecationWarning)  # of what frameworks import
+            return importlib.import_module(name)
     except (ImportError, SystemExit) as error:  # the command line ends where click is missing
         missing = getattr(error, "name", None) or "click"
         if missing in ("fedcodec._native", "fedcodec._cuda"):
