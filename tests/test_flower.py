@@ -265,6 +265,8 @@ def test_bad_options_are_named():
     inner, _ = loopback()
     for options, message in [
         ({"uplink": "unknown(1)"}, "unknown"),
+        ({"uplink": "ternary"}, "needs a select stage"),
+        ({"uplink": fc.Mask.of(np.ones(3, bool))}, "clients cannot make"),
         ({"downlink": "topk(0.1)"}, "set weights to zero"),
         ({"models": 0}, "models is 0"),
         ({"poll_seconds": -1}, "poll_seconds is -1"),
@@ -371,6 +373,101 @@ def test_nodes_that_share_a_folder_are_told(tmp_path):
     start(fedavg(), grid, rounds=2)
     reasons = [r.error.reason for replies in grid.rounds for r in replies if r.has_error()]
     assert any("each needs its own" in reason for reason in reasons)
+
+
+def test_nodes_of_other_configs_may_share_a_folder(tmp_path):
+    configs = {name: {"state-dir": str(tmp_path), "partition-id": name} for name in (1, 2)}
+    inner, apps = loopback(configs=configs)
+    grid = Recorder(inner, uplink="topk(0.05)")
+    arrived = flushed(grid, inner, apps, 2)
+    for name in apps:
+        once = step(name, 1) + step(name, 2) + step(name, 1)
+        assert np.allclose(arrived[name], once, atol=1e-4)
+
+
+@pytest.mark.parametrize("folder", ["", 5, True])
+def test_a_bad_folder_is_named_before_training(folder):
+    inner, apps = loopback(configs={name: {"state-dir": folder} for name in (1, 2)})
+    grid = Recorder(inner, uplink="topk(0.05)")
+    start(fedavg(), grid, rounds=1)
+    assert all("it must be a folder" in reply.error.reason for reply in grid.rounds[0])
+    assert not any(app.saw for app in apps.values())
+
+
+def test_feedback_may_be_switched_off_and_on():
+    inner, apps = loopback()
+    grid = Recorder(inner, uplink="topk(0.05)")
+    start(fedavg(), grid, rounds=2)
+    grid.error_feedback = False
+    start(fedavg(), grid, rounds=1)
+    sent_without = {}
+    for reply in grid.rounds[-2]:  # after it comes an evaluation of nobody
+        name = reply.content["metrics"]["num-examples"]
+        base = grid.bases[reply.metadata.reply_to_message_id]
+        sent_without[name] = plain(reply.content["arrays"])["weight"] - base["weight"]
+    grid.error_feedback = True
+    arrived = flushed(grid, inner, apps, 1)
+    for name in apps:
+        once = step(name, 1) + step(name, 2) + step(name, 1) + step(name, 1)
+        assert np.allclose(arrived[name] - sent_without[name], once, atol=1e-4)
+
+
+def test_of_two_messages_at_once_the_last_ones_reply_counts():
+    inner, _ = loopback(names=(1,))
+    grid = Recorder(inner, uplink="raw")
+    base = plain(model())["weight"]
+
+    def messages(*numbers):
+        for number in numbers:
+            config = ConfigRecord({"server-round": number})
+            content = RecordDict({"arrays": model(), "config": config})
+            yield Message(content, dst_node_id=101, message_type="train")
+
+    replies = list(grid.send_and_receive(messages(1, 2)))
+    assert [reply.has_error() for reply in replies] == [True, False]
+    arrived = plain(replies[1].content["arrays"])["weight"] - base
+    assert np.allclose(arrived, step(1, 1) + step(1, 2), atol=1e-5)
+    (reply,) = grid.send_and_receive(messages(3))
+    arrived = plain(reply.content["arrays"])["weight"] - base
+    assert np.allclose(arrived, step(1, 3), atol=1e-5)
+    assert len(grid._tickets) == 0
+
+
+def test_every_node_may_have_a_model_of_its_own():
+    inner, _ = loopback(names=(1, 2, 3, 4, 5))
+    grid = Recorder(inner, uplink="int8")
+    messages = []
+    for node in inner.nodes:
+        weights = plain(model()) | {"bias": np.float32(node)}
+        content = {"arrays": model(**weights), "config": ConfigRecord({"server-round": 1})}
+        messages.append(Message(RecordDict(content), dst_node_id=node, message_type="train"))
+    replies = grid.send_and_receive(messages)
+    assert [reply.content["arrays"]["bias"].numpy() for reply in replies] == list(inner.nodes)
+    assert len(grid._models) == 5
+
+
+def test_queries_travel_as_they_are():
+    inner, apps = loopback(names=(1,))
+    grid = Recorder(inner, uplink="int8", downlink="int8")
+    content = RecordDict({"arrays": model(rates=np.array([0.001, 100.0]))})
+    grid.send_and_receive([Message(content, dst_node_id=101, message_type="query.rates")])
+    assert plain(apps[1].saw[0].content["arrays"])["rates"].tolist() == [0.001, 100]
+
+
+def test_sizes_of_messages_can_be_counted():
+    inner, _ = loopback()
+    start(fedavg(), Recorder(inner, uplink="int8", downlink="int8"))
+    for message in [*inner.sent, *inner.received]:
+        for record in message.content.values():
+            assert record.count_bytes() > 0
+
+
+def test_a_foreign_record_in_the_context_is_named():
+    inner, _ = loopback(names=(1,))
+    inner.nodes[101].context.state["fedcodec.state"] = ConfigRecord({"mine": 1})
+    grid = Recorder(inner, uplink="topk(0.1)")
+    start(fedavg(min_train_nodes=1, min_available_nodes=1), grid, rounds=1)
+    assert "fedcodec.state in Context.state is no state" in grid.rounds[0][0].error.reason
 
 
 def test_without_error_feedback_nothing_is_kept():
@@ -562,6 +659,57 @@ def test_streaming_refuses_arrays_that_cannot_be_added(array, caplog):
         result = start(fedavg(StreamingFedAvg), CodecGrid(inner, uplink="int8", poll_seconds=0))
     assert "node 102: its reply was refused" in caplog.text
     assert result.arrays["weight"].numpy().shape == (50, 10)
+
+
+def test_streaming_never_makes_a_model_infinite(caplog):
+    inner, _ = loopback(names=(1, 2))
+    first = model(weight=np.full((50, 10), 2e38, "f4"), steps=np.int64(0))
+
+    def spoil(reply):  # each is a valid payload, and the model plus it is beyond float32
+        delta = {"weight": np.full((50, 10), 3e38, "f4"), "steps": np.int64(0)}
+        name = fc.digest(plain(first))
+        data = fc.Raw().encode(delta, framing="reference", base=name)
+        return [damaged(reply, lambda _: data)]
+
+    inner.spoil = spoil
+    grid = CodecGrid(inner, uplink="int8", poll_seconds=0)
+    with _flower_log(caplog):
+        result = start(fedavg(StreamingFedAvg), grid, first, rounds=1)
+    assert not result.arrays
+    assert "'weight' would become infinite" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["S1", "datetime64[s]", "complex64"])
+def test_streaming_refuses_arrays_that_are_no_numbers(kind, caplog):
+    inner, _ = loopback(names=(1, 2, 3), mods=())
+
+    def spoil(reply):
+        if reply.metadata.src_node_id == 102:
+            reply.content["arrays"]["weight"] = Array(np.zeros((50, 10), kind))
+        return [reply]
+
+    inner.spoil = spoil
+    with _flower_log(caplog):
+        start(fedavg(StreamingFedAvg), CodecGrid(inner, uplink="int8", poll_seconds=0))
+    assert "node 102: its reply was refused" in caplog.text
+
+
+@pytest.mark.parametrize("metrics", [{"loss": [1.0, 2.0]}, {"other": 5.0}])
+def test_streaming_leaves_odd_metrics_out_of_the_mean(metrics, caplog):
+    inner, _ = loopback(names=(1, 2, 3))
+
+    def spoil(reply):
+        if reply.metadata.src_node_id == 102:
+            reply.content["metrics"] = MetricRecord({"num-examples": 1, **metrics})
+        return [reply]
+
+    inner.spoil = spoil
+    grid = CodecGrid(inner, uplink="int8", poll_seconds=0)
+    with _flower_log(caplog):
+        result = start(fedavg(StreamingFedAvg), grid, rounds=1)
+    assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(0.25)
+    assert "other" not in result.train_metrics_clientapp[1]
+    assert "1 replies have other metrics" in caplog.text
 
 
 def test_streaming_needs_the_grid():

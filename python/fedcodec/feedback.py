@@ -65,6 +65,7 @@ class ErrorFeedback(Locked):
         self.codec = parse(codec) if isinstance(codec, str) else codec
         if not isinstance(self.codec, Codec):
             raise TypeError(f"codec is {codec!r}, it must be a Codec or its text")
+        self.codec.pipelines()  # a stage that cannot stand alone says so
         self.sequence = 0
         self._spec: Spec | None = None
         self._residual: Floats | None = None

@@ -72,6 +72,9 @@ class FileHome:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def __repr__(self) -> str:
+        return f"FileHome({str(self.path)!r})"
+
     def load(self) -> dict[str, Any] | None:
         """Return what was saved last, if anything was.
 
@@ -87,7 +90,7 @@ class FileHome:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno is not None:
+            if error.filename is not None:
                 raise
             raise self._foreign(error) from error
         except Exception as error:  # of zipfile, NumPy or json: anything may lie there
@@ -160,6 +163,11 @@ class ClientFeedback:
     last_owner : str or None
         Who sent the last payload; None if nobody did.
 
+    Raises
+    ------
+    ValueError
+        If the home holds something else.
+
     Examples
     --------
     >>> client = ClientFeedback(MemoryHome())
@@ -176,7 +184,11 @@ class ClientFeedback:
         self._home = home
         self._owner = owner
         self._state = home.load()
-        self.last_owner: str | None = None if self._state is None else self._state["owner"]
+        self.last_owner: str | None = None
+        if self._state is not None:
+            if not {"owner", "ticket", "codec", "payload"} <= self._state.keys():
+                raise ValueError(f"what {home!r} holds is no state of a client")
+            self.last_owner = self._state["owner"]
 
     def encode(
         self,

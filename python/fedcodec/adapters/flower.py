@@ -11,11 +11,13 @@ import contextlib
 import copy
 import ctypes
 import gc
+import hashlib
+import json
 import logging
 import secrets
 import sys
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -47,7 +49,7 @@ from .models import model_codec
 _LOG = logging.getLogger("flwr.fedcodec")  # Flower shows what its own loggers get
 
 _KEY = _SERIALIZATION = "fedcodec.v1"
-_STATE = "fedcodec"
+_STATE = "fedcodec.state"
 _TICKET_BYTES = 8
 _TRUSTED = fc.Limits(max_bytes=sys.maxsize)  # the server's app runs here anyway
 
@@ -104,6 +106,7 @@ def codec_mod(
         raise fc.DecodeError(
             f"the model that arrived is {name.hex()}, the server sent {config['base'].hex()}"
         )
+    client = _client(config, context)
     content = {item: value for item, value in message.content.items() if item != _KEY}
     content[key] = record if payload is None else _record(base)
     message.content = RecordDict(content)
@@ -119,22 +122,25 @@ def codec_mod(
     except fc.SpecMismatch as error:
         _LOG.warning("the reply travels uncompressed: %s", error)
         return reply
-    data = _encode(config, _difference(weights, base), context)
+    data = _encode(config, _difference(weights, base), client)
     packed = _packed(config["ticket"].hex(), data)
     reply.content = RecordDict({**dict(reply.content.items()), key: packed})
     return reply
 
 
-def _encode(config: Mapping[str, Any], delta: Arrays, context: Context) -> bytes:
-    base, ticket = config["base"], config["ticket"]
-    seed = int.from_bytes(ticket, "little")
-    if not config["error-feedback"]:
-        codec = fc.parse(config["uplink"])
-        return codec.encode(delta, framing="reference", base=base, seed=seed)
+def _client(config: Mapping[str, Any], context: Context) -> ClientFeedback | None:
+    """Return what a client's payloads missed, if the server wants that: before an app trains for nothing."""
+    if not config.get("error-feedback", False):
+        return None
     home: StateHome = _ContextHome(context.state)
     folder = context.node_config.get("state-dir")
     if folder is not None:
-        home = FileHome(Path(str(folder)) / f"run-{context.run_id}.npz")
+        if not isinstance(folder, str) or not folder:
+            raise ValueError(f"state-dir in the node's config is {folder!r}, it must be a folder")
+        # Nodes that share a folder have other configs; a node that is started anew has the same.
+        config_digest = hashlib.sha256(json.dumps(sorted(context.node_config.items())).encode())
+        name = f"run-{context.run_id}-{config_digest.hexdigest()[:16]}.npz"
+        home = FileHome(Path(folder).expanduser() / name)
     node = str(context.node_id)
     client = ClientFeedback(home, owner=node)
     if config["known"] and client.last_owner is None:
@@ -148,8 +154,18 @@ def _encode(config: Mapping[str, Any], delta: Arrays, context: Context) -> bytes
         raise ValueError(
             f"state-dir {folder} is that of node {client.last_owner} as well as of node {node}: each needs its own"
         )
+    return client
+
+
+def _encode(config: Mapping[str, Any], delta: Arrays, client: ClientFeedback | None) -> bytes:
+    base, ticket = config["base"], config["ticket"]
+    seed = int.from_bytes(ticket, "little")
+    if client is None:
+        codec = fc.parse(config["uplink"])
+        return codec.encode(delta, framing="reference", base=base, seed=seed)
+    accepted = config.get("accepted", [])
     return client.encode(
-        config["uplink"], delta, ticket=ticket, accepted=config["accepted"], base=base, seed=seed
+        config["uplink"], delta, ticket=ticket, accepted=accepted, base=base, seed=seed
     )
 
 
@@ -161,13 +177,18 @@ class _ContextHome:
 
     def load(self) -> dict[str, Any] | None:
         plain = self._records.get(_STATE)
-        if not isinstance(plain, ConfigRecord):
+        if plain is None:
             return None
-        state: dict[str, Any] = dict(plain)
-        for name in state.pop("none"):
-            state[name] = None
-        for name in state.pop("arrays"):
-            state[name] = _arrays(self._records[f"{_STATE}.{name}"])
+        try:
+            state: dict[str, Any] = dict(plain)
+            for name in state.pop("none"):
+                state[name] = None
+            for name in state.pop("arrays"):
+                state[name] = _arrays(self._records[f"{_STATE}.{name}"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{_STATE} in Context.state is no state of a client; remove it to start anew: {error!r}"
+            ) from error
         return state
 
     def save(self, state: dict[str, Any]) -> None:
@@ -211,6 +232,7 @@ class _Sent(NamedTuple):
 
     node: int
     model: _Model
+    error_feedback: bool
 
 
 # The last ticket of each node that was taken, by the grid inside: a run may have one CodecGrid after another.
@@ -223,6 +245,9 @@ class CodecGrid(Grid):  # type: ignore[misc]
     Strategies see plain arrays, so any of them works unchanged. Clients need `codec_mod`; those without it take part
     uncompressed as long as there is no `downlink` codec. A payload that is damaged, of another model or of another node
     becomes an error reply that names the node, and the round goes on with the others.
+
+    What travels is the content of messages to train and to evaluate; threads take turns by themselves. Of one node's
+    messages to train, only the last one's reply counts: its payload has what those before held.
 
     Models are sent in the dtypes of the first one of their names and shapes: strategies make float64 of float32 and of
     integers now and then.
@@ -274,8 +299,8 @@ class CodecGrid(Grid):  # type: ignore[misc]
         if isinstance(grid, CodecGrid):
             raise TypeError("the grid is a CodecGrid already")
         self._grid = grid
-        self._uplink = None if uplink is None else str(fc.ErrorFeedback(uplink).codec)
-        self._downlink = None if downlink is None else model_codec(downlink)
+        self._uplink = None if uplink is None else str(_by_text(fc.ErrorFeedback(uplink).codec))
+        self._downlink = None if downlink is None else _by_text(model_codec(downlink))
         if models < 1:
             raise ValueError(f"models is {models}, it must be at least 1")
         if poll_seconds < 0:
@@ -286,6 +311,7 @@ class CodecGrid(Grid):  # type: ignore[misc]
         self._models: OrderedDict[bytes, _Model] = OrderedDict()  # by the digest before encoding
         self._schema: fc.Spec | None = None
         self._tickets: dict[str, _Sent] = {}  # that wait for a reply
+        self._open: dict[int, str] = {}  # the last of each node with error feedback
         self._accepted = _accepted.setdefault(grid, {})
         self._downlink_bytes: dict[int, int] = {}  # of the last message to each node
 
@@ -339,6 +365,11 @@ class CodecGrid(Grid):  # type: ignore[misc]
         """
         known: dict[int, tuple[ArrayRecord, _Model]] = {}  # messages share records
         sent = [self._outgoing(message, known) for message in messages]
+        while len(self._models) > max(self._most_models, len(known)):
+            old = self._models.popitem(last=False)[1]
+            self._tickets = {
+                ticket: sent for ticket, sent in self._tickets.items() if sent.model is not old
+            }
         return list(self._grid.push_messages(sent))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -375,26 +406,24 @@ class CodecGrid(Grid):  # type: ignore[misc]
 
     def _outgoing(self, message: Message, known: dict[int, tuple[ArrayRecord, _Model]]) -> Message:
         found = _only(message.content, ArrayRecord)
-        if found is None:
+        kind = message.metadata.message_type.split(".")[0]
+        if found is None or kind not in (MessageType.TRAIN, MessageType.EVALUATE):
             return message
         key, record = found
         if id(record) not in known:
             known[id(record)] = record, self._model(record)
         model = known[id(record)][1]
-        node, config = message.metadata.dst_node_id, {}
-        trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        if trains and self._uplink is not None:
-            ticket = self.ticket(message)
-            self._tickets[ticket.hex()] = _Sent(node, model)
+        node = message.metadata.dst_node_id
+        config: dict[str, Any] = {}
+        if kind == MessageType.TRAIN and self._uplink is not None:
+            config = {"uplink": self._uplink, "ticket": self._issued(message, model)}
+            config["error-feedback"] = self.error_feedback
+            config["known"] = node in self._accepted
             # A node that was started anew may have another id, but what it sent last is among all that came.
             taken = self._accepted
-            config = {
-                "uplink": self._uplink,
-                "error-feedback": self.error_feedback,
-                "ticket": ticket,
-                "accepted": [taken[node]] if node in taken else list(taken.values()),
-                "known": node in taken,
-            }
+            accepted = [taken[node]] if node in taken else list(taken.values())
+            if accepted:  # Flower cannot count the bytes of empty lists
+                config["accepted"] = accepted
         content = {**dict(message.content.items()), key: model.record}
         if config or self._downlink is not None:
             content[_KEY] = ConfigRecord({"base": model.name, **config})
@@ -402,6 +431,15 @@ class CodecGrid(Grid):  # type: ignore[misc]
         sent = copy.copy(message)
         sent.content = RecordDict(content)
         return sent
+
+    def _issued(self, message: Message, model: _Model) -> bytes:
+        """Return a new ticket; with error feedback it ends the one before, of which the new payload has all."""
+        node, ticket = message.metadata.dst_node_id, self.ticket(message)
+        if self.error_feedback:
+            self._tickets.pop(self._open.get(node, ""), None)
+            self._open[node] = ticket.hex()
+        self._tickets[ticket.hex()] = _Sent(node, model, self.error_feedback)
+        return ticket
 
     def _model(self, record: ArrayRecord) -> _Model:
         arrays = _arrays(record)
@@ -424,11 +462,6 @@ class CodecGrid(Grid):  # type: ignore[misc]
                 travelling = _record(arrays)
             self._models[digest] = _Model(travelling, schema, name)
         self._models.move_to_end(digest)
-        while len(self._models) > self._most_models:
-            old = self._models.popitem(last=False)[1]
-            self._tickets = {
-                ticket: sent for ticket, sent in self._tickets.items() if sent.model is not old
-            }
         return self._models[digest]
 
     def _replies(
@@ -480,7 +513,10 @@ class CodecGrid(Grid):  # type: ignore[misc]
         """Return what the ticket of a reply stands for."""
         sent = self._tickets.get(packed.ticket)
         if sent is None:
-            raise fc.DecodeError("its model is no longer held, or its message was answered before")
+            raise fc.DecodeError(
+                "its message was answered before, another was sent to the node since, or its model is no longer held "
+                f"(models={self._most_models})"
+            )
         if sent.node != reply.metadata.src_node_id:
             raise fc.DecodeError(f"it answers a message to node {sent.node}")
         if fc.inspect(packed.payload).base != sent.model.name:
@@ -489,7 +525,8 @@ class CodecGrid(Grid):  # type: ignore[misc]
 
     def _accept(self, packed: _Packed) -> None:
         sent = self._tickets.pop(packed.ticket)
-        self._accepted[sent.node] = bytes.fromhex(packed.ticket)
+        if sent.error_feedback:
+            self._accepted[sent.node] = bytes.fromhex(packed.ticket)
 
     def _refused(self, reply: Message, error: Exception) -> Message:
         node = reply.metadata.src_node_id
@@ -565,7 +602,7 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]
         )
         if not valid:
             return None, None
-        contents = [reply.content for reply in valid]
+        contents = _alike([reply.content for reply in valid])
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         return total.mean(), metrics
 
@@ -628,14 +665,19 @@ class ReplySum:
         return mean
 
     def mean(self) -> ArrayRecord | None:
-        """Return the model plus that mean; None where nothing of positive weight was added."""
+        """Return the model plus that mean; None if it is not finite or nothing of positive weight was added."""
         if self._model is None or self._sum.weight == 0:
             return None
         change = self.change()
         base = self._model.arrays()
         record = ArrayRecord()
         for name in list(change):
-            record[name] = Array(_plus(base.pop(name), change.pop(name)))
+            with np.errstate(over="ignore"):
+                weights = _plus(base.pop(name), change.pop(name))
+            if not np.isfinite(weights).all():
+                _LOG.warning("%r would become infinite: the model stays as it was", name)
+                return None
+            record[name] = Array(weights)
         return record
 
     def _weight(self, reply: Message) -> Any:
@@ -654,6 +696,25 @@ class ReplySum:
             raise fc.DecodeError(f"an array of it cannot be read: {error}") from error
         delta = _difference(_cast(arrays, model.spec), model.arrays())
         return fc.Raw().encode(delta, framing="reference", base=model.name)
+
+
+def _alike(contents: list[RecordDict]) -> list[RecordDict]:
+    """Return those whose metrics have the names and lengths that most have: a mean needs that."""
+
+    def form(content: RecordDict) -> tuple[Any, ...]:
+        found = _only(content, MetricRecord)
+        values = {} if found is None else dict(found[1].items())
+        sizes = {key: len(v) if isinstance(v, list) else None for key, v in values.items()}
+        return tuple(sorted(sizes.items(), key=str))
+
+    forms = [form(content) for content in contents]
+    most = Counter(forms).most_common(1)[0][0]
+    alike = [content for content, found in zip(contents, forms, strict=True) if found == most]
+    if len(alike) < len(contents):
+        _LOG.warning(
+            "%d replies have other metrics and are not in their mean", len(contents) - len(alike)
+        )
+    return alike
 
 
 class _Packed(NamedTuple):
@@ -742,6 +803,8 @@ def _cast(arrays: Arrays, spec: fc.Spec) -> Arrays:
 
 def _as(array: npt.NDArray[Any], tensor: fc.TensorSpec) -> npt.NDArray[Any]:
     wanted = np.dtype(tensor.dtype)
+    if array.dtype.kind not in "biuf":
+        raise fc.SpecMismatch(f"{tensor.name!r} is {array.dtype}, not {wanted}")
     if array.dtype == wanted or wanted.kind == "f":
         return array.astype(wanted, copy=False)
     if not np.isfinite(array).all():
@@ -750,7 +813,7 @@ def _as(array: npt.NDArray[Any], tensor: fc.TensorSpec) -> npt.NDArray[Any]:
 
 
 def _difference(new: Arrays, old: Arrays) -> Arrays:
-    with np.errstate(over="ignore"):  # encode says which tensor is infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # encode says which tensor is infinite
         return {name: _minus(new[name], old[name]) for name in old}
 
 
@@ -769,3 +832,10 @@ def _sum(base: Arrays, delta: Arrays) -> Arrays:
         if not np.isfinite(array).all():
             raise fc.DecodeError(f"it would make {name!r} infinite")
     return weights
+
+
+def _by_text(codec: fc.Codec) -> fc.Codec:
+    for stage in (stage for pipeline in codec.pipelines() for stage in pipeline.stages):
+        if isinstance(stage, fc.Mask | fc.AutoEncoder):
+            raise ValueError(f"clients cannot make {stage} of its text: it names what they lack")
+    return codec
