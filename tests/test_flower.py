@@ -602,6 +602,19 @@ def test_a_ticket_is_of_one_node_only(caplog):
 # Streaming
 
 
+@pytest.mark.parametrize("kind", [strategies.FedAvg, StreamingFedAvg])
+def test_tensors_may_have_codecs_of_their_own(kind):
+    inner, _ = loopback()
+    rules = 'rules(topk(0.1) | int8; "bias" = raw)'
+    grid = CodecGrid(
+        inner, uplink=rules, downlink=rules.replace("topk(0.1) | ", ""), poll_seconds=0
+    )
+    result = start(fedavg(kind), grid, rounds=1)
+    weight = result.arrays["weight"].numpy()
+    assert np.count_nonzero(weight != plain(model())["weight"]) > 0
+    assert result.arrays["bias"].numpy() == 0.5
+
+
 @pytest.mark.parametrize("uplink", [None, "int8", "topk(0.1) | int8"])
 def test_streaming_is_fedavg_but_for_rounding(uplink):
     options = {"uplink": uplink, "downlink": "int8", "poll_seconds": 0}

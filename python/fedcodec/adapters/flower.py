@@ -220,12 +220,6 @@ class _Model:
         decoded: Arrays = fc.decode(payload, like=self.spec)
         return decoded
 
-    def shared(self) -> fc.Shared:
-        """Return what makes payloads against this model valid, and no others."""
-        shared = fc.Shared()
-        shared.add_base({}, key=self.name)  # nobody looks for more than its name
-        return shared
-
 
 class _Sent(NamedTuple):
     """What a ticket stands for."""
@@ -299,7 +293,7 @@ class CodecGrid(Grid):  # type: ignore[misc]
         if isinstance(grid, CodecGrid):
             raise TypeError("the grid is a CodecGrid already")
         self._grid = grid
-        self._uplink = None if uplink is None else str(_by_text(fc.ErrorFeedback(uplink).codec))
+        self._uplink = None if uplink is None else _by_text(fc.ErrorFeedback(uplink).codec)
         self._downlink = None if downlink is None else _by_text(model_codec(downlink))
         if models < 1:
             raise ValueError(f"models is {models}, it must be at least 1")
@@ -416,7 +410,7 @@ class CodecGrid(Grid):  # type: ignore[misc]
         node = message.metadata.dst_node_id
         config: dict[str, Any] = {}
         if kind == MessageType.TRAIN and self._uplink is not None:
-            config = {"uplink": self._uplink, "ticket": self._issued(message, model)}
+            config = {"uplink": str(self._uplink), "ticket": self._issued(message, model)}
             config["error-feedback"] = self.error_feedback
             config["known"] = node in self._accepted
             # A node that was started anew may have another id, but what it sent last is among all that came.
@@ -464,6 +458,14 @@ class CodecGrid(Grid):  # type: ignore[misc]
         self._models.move_to_end(digest)
         return self._models[digest]
 
+    def _shared(self, model: _Model) -> fc.Shared:
+        """Return what makes payloads against this model valid, and no others."""
+        shared = fc.Shared()
+        shared.add_base({}, key=model.name)  # nobody looks for more than its name
+        if self._uplink is not None:
+            shared.add_rules(self._uplink, model.spec)
+        return shared
+
     def _replies(
         self, names: Sequence[str | None], timeout: float | None, *, one_by_one: bool
     ) -> Iterator[Message]:
@@ -500,7 +502,7 @@ class CodecGrid(Grid):  # type: ignore[misc]
             if packed is None:
                 return self._counted(reply)
             sent = self._sent(reply, packed)
-            delta = fc.decode(packed.payload, like=sent.model.spec, shared=sent.model.shared())
+            delta = fc.decode(packed.payload, like=sent.model.spec, shared=self._shared(sent.model))
             weights = _sum(sent.model.arrays(), delta)
         except fc.DecodeError as error:
             return self._refused(reply, error)
@@ -638,7 +640,7 @@ class ReplySum:
                 model, payload = self._grid._sent(reply, packed).model, packed.payload
             if self._model is None:
                 self._model = model
-                self._sum = fc.Aggregator(like=model.spec, shared=model.shared())
+                self._sum = fc.Aggregator(like=model.spec, shared=self._grid._shared(model))
             self._sum.add(payload, weight=weight)
         except (TypeError, ValueError) as error:  # a weight may be of any kind
             return self._grid._refused(reply, error)
