@@ -603,6 +603,33 @@ def test_a_ticket_is_of_one_node_only(caplog):
 
 
 @pytest.mark.parametrize("kind", [strategies.FedAvg, StreamingFedAvg])
+@pytest.mark.parametrize("downlink", [None, "raw"])
+def test_arrays_of_all_kinds_come_through(kind, downlink):
+    draw = np.random.default_rng(1)
+    arrays = {
+        "empty": np.zeros((2, 0, 3), "f4"),
+        "": draw.normal(size=3).astype("f2"),
+        "by columns/ä": np.asfortranarray(draw.normal(size=(3, 4))),
+        "flags": np.array([True, False]),
+        "bytes": np.arange(5, dtype="u1"),
+        "long": np.array(-(2**62)),
+    }
+
+    def app(message, context):
+        found = plain(message.content["arrays"])
+        assert {name: (array.shape, array.dtype) for name, array in found.items()} == forms
+        content = {"arrays": model(**found), "metrics": MetricRecord({"num-examples": 1})}
+        return Message(RecordDict(content), reply_to=message)
+
+    forms = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    inner = LoopbackGrid([Node(number, app, [codec_mod]) for number in (1, 2)])
+    grid = CodecGrid(inner, uplink="int8", downlink=downlink, poll_seconds=0)
+    result = start(fedavg(kind), grid, model(**arrays), rounds=2)
+    for name, array in arrays.items():
+        assert np.array_equal(result.arrays[name].numpy(), array), name
+
+
+@pytest.mark.parametrize("kind", [strategies.FedAvg, StreamingFedAvg])
 def test_tensors_may_have_codecs_of_their_own(kind):
     inner, _ = loopback()
     rules = 'rules(topk(0.1) | int8; "bias" = raw)'

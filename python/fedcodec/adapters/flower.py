@@ -65,7 +65,7 @@ def codec_mod(
     back is their difference to those that came, in the dtypes of those. Where the server asks for error feedback, what
     a payload missed is kept in `Context.state`, or in a file of the folder ``state-dir`` of the node's config
     (``flower-supernode --node-config "state-dir='/var/lib/fedcodec/node-1'"``): the file outlives the SuperNode, a
-    Context does not. Each node needs a folder of its own.
+    Context does not. Nodes with equal configs need folders of their own.
 
     From a server without a `CodecGrid`, or with one of another version, messages pass as they are, and so do replies
     that hold other tensors than came.
@@ -240,8 +240,8 @@ class CodecGrid(Grid):  # type: ignore[misc]
     uncompressed as long as there is no `downlink` codec. A payload that is damaged, of another model or of another node
     becomes an error reply that names the node, and the round goes on with the others.
 
-    What travels is the content of messages to train and to evaluate; threads take turns by themselves. Of one node's
-    messages to train, only the last one's reply counts: its payload has what those before held.
+    Only messages to train and to evaluate are encoded. With error feedback, of a node's messages to train only the last
+    one's reply counts: its payload has what those before held. A grid is for one thread.
 
     Models are sent in the dtypes of the first one of their names and shapes: strategies make float64 of float32 and of
     integers now and then.
@@ -563,7 +563,7 @@ class _Streamed(list[Message]):
 
 
 class StreamingFedAvg(FedAvg):  # type: ignore[misc]
-    """`FedAvg` that adds payloads as they arrive, in the memory of one model however many clients reply.
+    """`FedAvg` that adds payloads as they arrive, in the memory of three models however many clients reply.
 
     It needs a `CodecGrid`, and averages what training changed in float32: the result differs from FedAvg's by rounding.
     Integers are rounded to whole numbers. A reply that cannot be added becomes an error and the round goes on.
