@@ -232,6 +232,16 @@ def test_models_travel_in_the_dtypes_of_the_first():
             assert dtypes == {"weight": "float32", "bias": "float32", "steps": "int64"}
 
 
+def test_models_that_take_turns_keep_their_dtypes():
+    inner, apps = loopback(names=(1,))
+    grid = Recorder(inner)
+    for arrays in ({"a": np.ones(2, "f4")}, {"b": np.ones(3, "f4")}, {"a": np.ones(2)}):
+        content = RecordDict({"arrays": model(**arrays)})
+        grid.send_and_receive([Message(content, dst_node_id=101, message_type="evaluate")])
+    dtypes = [plain(message.content["arrays"]) for message in apps[1].saw]
+    assert [str(array.dtype) for arrays in dtypes for array in arrays.values()] == ["float32"] * 3
+
+
 def test_a_reply_of_other_tensors_travels_as_it_is(caplog):
     def app(message, context):
         content = {

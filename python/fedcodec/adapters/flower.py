@@ -303,7 +303,7 @@ class CodecGrid(Grid):  # type: ignore[misc]
         self.poll_seconds = poll_seconds
         self._most_models = models
         self._models: OrderedDict[bytes, _Model] = OrderedDict()  # by the digest before encoding
-        self._schema: fc.Spec | None = None
+        self._schemas: dict[tuple[Any, ...], fc.Spec] = {}  # by names and shapes
         self._tickets: dict[str, _Sent] = {}  # that wait for a reply
         self._open: dict[int, str] = {}  # the last of each node with error feedback
         self._accepted = _accepted.setdefault(grid, {})
@@ -438,9 +438,7 @@ class CodecGrid(Grid):  # type: ignore[misc]
     def _model(self, record: ArrayRecord) -> _Model:
         arrays = _arrays(record)
         spec = fc.Spec.of(arrays)
-        if self._schema is None or _shapes(self._schema) != _shapes(spec):
-            self._schema = spec
-        schema = self._schema
+        schema = self._schemas.setdefault(tuple(sorted(_shapes(spec).items())), spec)
         if spec != schema:
             arrays = _cast(arrays, schema)
         digest = fc.digest(arrays)
