@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,12 +83,16 @@ def test_all_are_timed_once_a_round_in_turn(monkeypatch):
     assert [len(one.seconds) for one in timed] == [3, 3]
 
 
-def test_what_is_short_is_timed_by_many_calls():
+def test_what_is_short_is_timed_by_many_calls(monkeypatch):
     calls = []
+    each = measure.LEAST_SECONDS / 128  # of a clock that only calls move
+    clock = SimpleNamespace(perf_counter=lambda: len(calls) * each)
+    monkeypatch.setattr(measure, "time", clock)
+    monkeypatch.setattr(measure, "SHORT_SECONDS", 0)
     timed = Timed(lambda: calls.append(0))
     time_in_turn([timed], rounds=1)
-    assert len(calls) > 100
-    assert len(timed.seconds) == 1
+    assert len(calls) == 2 + 129
+    assert timed.seconds == pytest.approx([each])
 
 
 def test_a_short_call_is_made_once_more_before_it_is_timed(monkeypatch):
