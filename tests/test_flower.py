@@ -376,6 +376,21 @@ def test_a_restarted_node_without_a_folder_starts_at_zero_and_says_so(caplog):
     assert np.abs(arrived[1] - once[1]).max() > 0.1
 
 
+def test_a_restarted_node_of_another_id_without_a_folder_says_so_too(caplog):
+    inner, apps = loopback()
+    grid = Recorder(inner, uplink="topk(0.05)")
+    with _flower_log(caplog):
+        start(fedavg(), grid, rounds=2)
+        assert "residual" not in caplog.text
+        del inner.nodes[101]
+        inner.nodes[555] = Node(555, apps[1], [codec_mod])
+        start(fedavg(), grid, rounds=2)
+    joined = {text for text in caplog.messages if "with a residual of zero" in text}
+    assert [text.split(";")[0] for text in joined] == [
+        "node 555 joins run 77 with a residual of zero"
+    ]
+
+
 def test_nodes_that_share_a_folder_are_told(tmp_path):
     configs = {name: {"state-dir": str(tmp_path)} for name in (1, 2)}
     inner, _ = loopback(configs=configs)

@@ -150,6 +150,13 @@ def _client(config: Mapping[str, Any], context: Context) -> ClientFeedback | Non
             node,
             context.run_id,
         )
+    elif client.last_owner is None and "accepted" in config:
+        _LOG.info(
+            "node %s joins run %d with a residual of zero; if it is one that was started anew, a folder state-dir in "
+            "its config would have kept what it had",
+            node,
+            context.run_id,
+        )
     elif config["known"] and client.last_owner != node:
         raise ValueError(
             f"state-dir {folder} is that of node {client.last_owner} as well as of node {node}: each needs its own"
