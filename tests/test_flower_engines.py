@@ -57,11 +57,11 @@ def test_bytes_of_48_megabytes(deployment):
             <= metrics["fedcodec.uplink-bytes"] + 200_000
         )
     for name in exact.files:
-        assert np.abs(exact[name] - coded[name]).max() < 0.05
+        assert np.abs(exact[name] - coded[name]).max() <= 2 * 9.5 / 254  # half a step each way
         wanted = (
             initial("48 MB")[name] + (step("48 MB", 0, 1)[name] + step("48 MB", 1, 1)[name]) / 2
         )
-        assert np.allclose(exact[name], wanted, atol=1e-5)
+        assert np.array_equal(exact[name], wanted)
 
 
 def test_requests_of_81_tensors(deployment):
@@ -100,8 +100,7 @@ def test_a_killed_node_goes_on_where_it_was(tmp_path):
     for partition, rounds in [(0, (1, 3, 1)), (1, (1, 2, 3, 1))]:
         arrived = np.load(output / f"arrived-{partition}.npz")["weight"]
         wanted = sum(step("1 kB", partition, number)["weight"] for number in rounds)
-        assert np.allclose(arrived, wanted, atol=1e-5)
-    assert "holds no residual" not in log
+        assert np.array_equal(arrived, wanted)
 
 
 def test_simulation(tmp_path):
@@ -119,7 +118,7 @@ def test_simulation(tmp_path):
     for partition in range(4):
         arrived = np.load(output / f"arrived-{partition}.npz")["weight"]
         wanted = sum(step("1 kB", partition, number)["weight"] for number in (1, 2, 3, 1))
-        assert np.allclose(arrived, wanted, atol=1e-5)
+        assert np.array_equal(arrived, wanted)
 
 
 def test_the_simulator_gives_the_same_curve_on_both_engines(tmp_path):
@@ -139,7 +138,7 @@ def test_the_simulator_gives_the_same_curve_on_both_engines(tmp_path):
         assert histories[0][key] == histories[1][key]
     assert len(set(histories[0]["accuracy"])) > 1
     for here, there in zip(*(history["uplink_bytes"] for history in histories), strict=True):
-        assert here < there < here + 4 * 40  # the name of the model, and nothing else
+        assert there == here + 4 * 8  # the name of the model in each client's payload
 
 
 @pytest.mark.parametrize("way", ["simulation", "deployment"])
